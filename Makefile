@@ -1,0 +1,41 @@
+# Every target sets up what it needs; a fresh clone with Python >= 3.11, pip and make is enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+KERNELS := $(VENV)/.warm
+
+.PHONY: demo test lint bench lock clean
+.DEFAULT_GOAL := test
+
+$(STAMP): pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+$(KERNELS): $(STAMP) $(wildcard kernels/*.py)
+	$(BIN)/defender warm
+	touch $@
+
+demo: $(KERNELS)  ## a simulated fab, judged end to end; ARGS="--seconds 20 --json"
+	@$(BIN)/defender demo $(ARGS)
+
+test: $(KERNELS)  ## all tests, on a real nats-server; ARGS="-k ring"
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(KERNELS)  ## the figures, as a table; BENCH_QUICK=1 for one short round of each
+	$(BIN)/python -m pytest bench $(ARGS)
+
+lock: $(STAMP)  ## pins every version again, with hashes and without addresses
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-emit-index-url --no-annotate --extra dev --extra cassandra pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -3,10 +3,12 @@
 Sections, each aligned to a cache line, found again by a successor from the header alone:
 
     header    magic, layout version, sizes
+    partitions u1[partitions]     how much of a partition's history was read
     chambers  CHAMBER[chambers]   what is stored of each chamber: last published sequence, report number
     keys      KEY[slots]          which chart a slot is
-    state     SLOT[slots]         the charts' state (kernels)
-    window    counts f8, units f8, marks u4 [slots, window]
+    state     SLOT[slots]         the charts' state, and
+    sums      SUMS[slots]         the exact sums of their baselines (kernels)
+    window    ENTRY[slots, W]     their remembered samples
     flights   a log of the batches in flight: what each batch changed, so that it can be undone
 
 A chamber's row always says what is *confirmed* (verdict stored and history stored); slots may be ahead of
@@ -23,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from kernels.state import JOURNAL, SLOT
+from kernels.state import ENTRY, JOURNAL, SLOT, SUMS
 from numpy.typing import NDArray
 
 from runtime.names import NAME_BYTES_MAX
@@ -35,6 +37,9 @@ _MB: Final = 1_000_000
 
 FREE, USED, LOADING = 0, 1, 2
 """States of a chamber's row; a row found LOADING was being filled when its worker died."""
+
+UNREAD, WHOLE, PARTLY = 0, 1, 2
+"""How much of a partition's chambers is in memory; in a WHOLE one an unknown chamber is a new one."""
 
 CHAMBER: Final = np.dtype(
     [("name", f"S{NAME_BYTES_MAX}"), ("seq", "u8"), ("ordinal", "u4"), ("partition", "i4"), ("used", "u1")],
@@ -51,6 +56,7 @@ FLIGHT_REPORT: Final = np.dtype([("seq", "u8"), ("chamber", "i4"), ("ordinal", "
 class Shape:
     """How large an arena is. *flights* batches of up to *reports* reports and *samples* samples in flight."""
 
+    partitions: int
     slots: int
     chambers: int
     window: int
@@ -59,30 +65,31 @@ class Shape:
     samples: int
 
     @classmethod
-    def fitting(cls, cache_bytes: int, window: int, flights: int, reports: int, samples: int) -> Shape:
+    def fitting(
+        cls, cache_bytes: int, *, partitions: int, window: int, flights: int, reports: int, samples: int
+    ) -> Shape:
         """The shape whose slots, keys and chamber rows take *cache_bytes*; the flight log comes on top."""
-        a_slot = SLOT.itemsize + KEY.itemsize + CHAMBER.itemsize + window * (8 + 8 + 4)
+        a_slot = SLOT.itemsize + SUMS.itemsize + KEY.itemsize + CHAMBER.itemsize + window * ENTRY.itemsize
         slots = max(16, cache_bytes // a_slot)
-        return cls(slots, slots, window, flights, reports, samples)
+        return cls(partitions, slots, slots, window, flights, reports, samples)
 
     def sections(self) -> list[tuple[str, np.dtype[Any], tuple[int, ...]]]:
-        f8, u4, i4 = np.dtype("f8"), np.dtype("u4"), np.dtype("i4")
         return [
             ("header", np.dtype("u8"), (16,)),
+            ("partitions", np.dtype("u1"), (self.partitions,)),
             ("chambers", CHAMBER, (self.chambers,)),
             ("keys", KEY, (self.slots,)),
             ("state", SLOT, (self.slots,)),
-            ("counts", f8, (self.slots, self.window)),
-            ("units", f8, (self.slots, self.window)),
-            ("marks", u4, (self.slots, self.window)),
+            ("sums", SUMS, (self.slots,)),
+            ("window", ENTRY, (self.slots, self.window)),
             ("flights", FLIGHT, (self.flights,)),
             ("flight_reports", FLIGHT_REPORT, (self.flights, self.reports)),
-            ("flight_slots", i4, (self.flights, self.samples)),
+            ("flight_slots", np.dtype("i4"), (self.flights, self.samples)),
             ("journal", JOURNAL, (self.flights, self.samples)),
         ]
 
     def header(self) -> list[int]:
-        sizes = [self.slots, self.chambers, self.window, self.flights, self.reports, self.samples]
+        sizes = [self.partitions, self.slots, self.chambers, self.window, self.flights, self.reports, self.samples]
         return [MAGIC, LAYOUT_VERSION, SLOT.itemsize, JOURNAL.itemsize, *sizes]
 
     @property
@@ -97,12 +104,12 @@ def _aligned(size: int) -> int:
 class Arena:
     """The sections as arrays over one mapping; attach to the same descriptor to find them again."""
 
+    partitions: NDArray[np.uint8]
     chambers: NDArray[Any]
     keys: NDArray[Any]
     state: NDArray[Any]
-    counts: NDArray[np.float64]
-    units: NDArray[np.float64]
-    marks: NDArray[np.uint32]
+    sums: NDArray[Any]
+    window: NDArray[Any]
     flights: NDArray[Any]
     flight_reports: NDArray[Any]
     flight_slots: NDArray[np.int32]
@@ -128,6 +135,7 @@ class Arena:
 
     def wipe(self) -> None:
         """Forgets every chamber and chart. The windows stay as they are: nothing reads an unused slot."""
+        self.partitions[:] = UNREAD
         self.chambers["used"] = FREE
         self.keys["used"] = FREE
         self.flights["state"] = 0

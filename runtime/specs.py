@@ -2,23 +2,22 @@
 
 A `Specs` document is a list of entries, each with a glob for the chamber and one for the chart, and a
 default at the end. The first entry that matches a chart decides everything about it; there is always a
-match, since the default is always there. A person writes the document as YAML or JSON (`parse`), the
-bucket ``chart-specs`` keeps it as JSON under the key ``specs`` (`encode`, `decode`), and the key's revision
-is the *spec revision* that verdicts carry (0: the built-in default, no document was ever stored).
+match, since the default is always there. A person writes the document as YAML or JSON
+(`runtime.specs_text`), the bucket ``chart-specs`` keeps it as JSON under the key ``specs`` (`encode`,
+`decode`), and the key's revision is the *spec revision* that verdicts carry (0: the built-in default, no
+document was ever stored).
 
-This module is pure; YAML is imported only by `parse`. `docs/charts.md` explains the fields to people.
+This module is pure. `docs/charts.md` explains the fields to people.
 """
 
 from __future__ import annotations
 
-import difflib
-import math
 import re
 from collections.abc import Iterable
 from enum import StrEnum
 from fnmatch import translate
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 import msgspec
 from msgspec import Struct
@@ -52,16 +51,19 @@ class Baseline(StrEnum):
 
 KINDS: Final = {Baseline.GIVEN: 0, Baseline.FROZEN: 1, Baseline.MOVING: 2}
 """The numbers of the baselines in the kernels."""
+KIND_MASK: Final = 3
 
-_ONLY_FOR: Final = {
-    "centre": (Baseline.GIVEN,),
-    "phase_one": (Baseline.FROZEN,),
-    "minimum": (Baseline.FROZEN, Baseline.MOVING),
-}
-"""Fields that mean something for some baselines only; elsewhere they are refused, not ignored."""
 
-Compiled = tuple[int, float, int, int, int, float, int]
-"""(kind, k, rules mask, phase_one, minimum, centre, basis) of one spec, as the kernels take it."""
+class Compiled(TypedDict):
+    """One spec as the kernels take it: the arguments of ``kernels.state.spec_row``."""
+
+    kind: Any  # a number of KINDS; the kernels' own enum is not imported here, for it brings numpy
+    k: float
+    rules: int
+    phase_one: int
+    minimum: int
+    centre: float
+    basis: int
 
 
 class SpecsError(InputError):
@@ -146,7 +148,7 @@ class Specs(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True,
         return {}
 
     def match(self, chamber: str, chart: str) -> tuple[int, ChartSpec]:
-        """The spec of one chart and its index (see `compiled`)."""
+        """The spec of one chart and its index (as in `compile`)."""
         key = (chamber, chart)
         index = self._matches.get(key)
         if index is None:
@@ -188,13 +190,6 @@ class Specs(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True,
         steps.append(Step(index, self.label(index), True, "no entry before it matches"))
         return steps
 
-    def compiled(self) -> list[Compiled]:
-        """All specs for the kernels, in the order of the document, the default last."""
-        return [
-            (KINDS[spec.baseline], spec.k, spec.rules_mask, spec.phase_one, spec.minimum, spec.centre or 0.0, basis(spec))
-            for spec in (*self.charts, self.default)
-        ]
-
 
 BUILT_IN: Final = Specs()
 """What holds while nobody has applied a document: frozen after 25 subgroups, k 3, Nelson rules 1-4."""
@@ -203,7 +198,8 @@ BUILT_IN: Final = Specs()
 def basis(spec: ChartSpec) -> int:
     """Fingerprint of what a chart's *stage* rests on: when it changes, the chart starts a new stage.
 
-    32 bits, never 0 (0 stands for "no spec yet"). The rules in force, the names and the globs are not part
+    32 bits, never 0 (0 stands for "no spec yet"); the low two are the kind of the baseline, by which a
+    rebuild from the history knows it. The rules in force, the names and the globs are not part
     of it, nor is k of a given centre: with them the limits change, but the baseline is what it was. k of the
     other two is, because it decides which subgroups are left out of the baseline.
     """
@@ -214,7 +210,23 @@ def basis(spec: ChartSpec) -> int:
             text = f"frozen {spec.phase_one} {spec.minimum} {spec.k!r}"
         case Baseline.MOVING:
             text = f"moving {spec.minimum} {spec.k!r}"
-    return fnv1a_32(text) or 1
+    return (fnv1a_32(text) & ~KIND_MASK | KINDS[spec.baseline]) or KIND_MASK + 1
+
+
+def compile(specs: Specs) -> list[Compiled]:
+    """All specs for the kernels, in the order of the document, the default last."""
+    return [
+        Compiled(
+            kind=KINDS[spec.baseline],
+            k=spec.k,
+            rules=spec.rules_mask,
+            phase_one=spec.phase_one,
+            minimum=spec.minimum,
+            centre=0.0 if spec.centre is None else spec.centre,
+            basis=basis(spec),
+        )
+        for spec in (*specs.charts, specs.default)
+    ]
 
 
 def problems_of(specs: Specs, window: int) -> list[str]:
@@ -222,11 +234,12 @@ def problems_of(specs: Specs, window: int) -> list[str]:
     return [
         f"{specs.label(index)}: {problem}"
         for index in range(len(specs))
-        for problem in _spec_problems(specs[index], window, is_default=index == len(specs.charts))
+        for problem in spec_problems(specs[index], window, is_default=index == len(specs.charts))
     ]
 
 
-def _spec_problems(spec: ChartSpec, window: int, *, is_default: bool) -> Iterable[str]:
+def spec_problems(spec: ChartSpec, window: int, *, is_default: bool) -> Iterable[str]:
+    """What is wrong with the values of one entry and their relations; each begins with its field's name."""
     for field, glob in (("chamber", spec.chamber), ("chart", spec.chart)):
         if is_default and glob != "*":
             yield f"{field} {glob!r}: the default is for every chart; move it into an entry of charts"
@@ -273,10 +286,12 @@ def encode(specs: Specs) -> bytes:
     """The document as the bucket keeps it. Raises SpecsError when it is too large for one message."""
     payload = msgspec.json.encode(specs)
     if len(payload) > DOCUMENT_BYTES_MAX:
-        raise SpecsError([
-            f"the document has {len(specs.charts)} entries and {len(payload)} bytes; at most {DOCUMENT_BYTES_MAX} "
-            "bytes fit into the bucket: use globs for charts with the same settings"
-        ])
+        raise SpecsError(
+            [
+                f"the document has {len(specs.charts)} entries and {len(payload)} bytes; at most "
+                f"{DOCUMENT_BYTES_MAX} bytes fit into the bucket: use globs for charts with the same settings"
+            ]
+        )
     return payload
 
 
@@ -285,7 +300,8 @@ def decode(payload: bytes, window: int = WINDOW_MAX) -> Specs:
     try:
         specs = msgspec.json.decode(payload, type=Specs)
     except msgspec.MsgspecError as error:
-        raise SpecsError([f"the stored specs cannot be read ({error}): apply a document of this version"]) from error
+        problem = f"the stored specs cannot be read ({error}): apply a document of this version"
+        raise SpecsError([problem]) from error
     problems = problems_of(specs, window)
     if problems:
         raise SpecsError([f"the stored specs: {problem}" for problem in problems])
@@ -326,131 +342,3 @@ def adopt(specs: Specs, frozen: Iterable[tuple[str, str, float]]) -> Specs:
 def escaped(name: str) -> str:
     """A glob that matches exactly *name*."""
     return re.sub(r"[*?[]", r"[\g<0>]", name)
-
-
-def parse(text: str, window: int = WINDOW_MAX) -> Specs:
-    """A document that a person wrote, YAML or JSON. Raises SpecsError with every problem and its line."""
-    tree, lines = _read_tree(text)
-    if tree is None:
-        tree = {}
-    if not isinstance(tree, dict):
-        raise SpecsError(["the document must have 'charts:' (a list) and 'default:', as docs/charts.md shows"])
-    problems = [_at(lines, (key,), f"{key!r} is unknown{_near(key, _DOCUMENT_FIELDS)}") for key in tree if key not in _DOCUMENT_FIELDS]
-    entries = tree.get("charts") or []
-    if not isinstance(entries, list):
-        raise SpecsError([*problems, _at(lines, ("charts",), "charts must be a list: begin each entry with '- chamber: …'")])
-    charts: list[ChartSpec] = []
-    for index, entry in enumerate(entries):
-        spec = _entry(entry, ("charts", index), f"charts[{index}]", lines, problems)
-        problems += [_at(lines, ("charts", index), f"charts[{index}]: {p}") for p in _checked(spec, window)]
-        charts.append(spec or ChartSpec())
-    default = _entry(tree.get("default") or {}, ("default",), "default", lines, problems)
-    problems += [_at(lines, ("default",), f"default: {p}") for p in _checked(default, window, is_default=True)]
-    if problems or default is None:
-        raise SpecsError(problems)
-    return Specs(charts=tuple(charts), default=default)
-
-
-def to_yaml(specs: Specs) -> str:
-    """The document as a person would write it."""
-    import yaml
-
-    tree = msgspec.to_builtins(specs)
-    return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)) if tree else "{}\n"
-
-
-_DOCUMENT_FIELDS: Final = ("charts", "default")
-_SPEC_FIELDS: Final = ChartSpec.__struct_fields__
-_Path = tuple[str | int, ...]
-
-
-def _checked(spec: ChartSpec | None, window: int, *, is_default: bool = False) -> Iterable[str]:
-    return () if spec is None else _spec_problems(spec, window, is_default=is_default)
-
-
-def _entry(entry: Any, path: _Path, label: str, lines: dict[_Path, int], problems: list[str]) -> ChartSpec | None:
-    """One entry as a ChartSpec; None, and what is wrong appended to *problems*, when it cannot be read."""
-    if not isinstance(entry, dict):
-        problems.append(_at(lines, path, f"{label} must have fields such as chamber, chart, baseline; it is {entry!r}"))
-        return None
-    found = len(problems)
-    values: dict[str, Any] = {}
-    for field, value in entry.items():
-        here = (*path, str(field))
-        if field not in _SPEC_FIELDS:
-            problems.append(_at(lines, here, f"{label}: field {field!r} is unknown{_near(str(field), _SPEC_FIELDS)}"))
-            continue
-        problem = _field_problem(field, value)
-        if problem:
-            problems.append(_at(lines, here, f"{label}: {problem}"))
-        values[field] = value
-    baseline = values.get("baseline", Baseline.FROZEN)
-    for field, baselines in _ONLY_FOR.items():
-        if field in values and baseline in list(Baseline) and baseline not in baselines:
-            names = " or ".join(baselines)
-            problems.append(_at(lines, (*path, field), f"{label}: {field} is only for baseline {names}, not for {baseline}"))
-    return msgspec.convert(values, ChartSpec, strict=False) if len(problems) == found else None
-
-
-def _field_problem(field: str, value: Any) -> str | None:
-    """What is wrong with one value, by its type alone."""
-    if field == "baseline" and value not in list(Baseline):
-        return f"baseline {value!r} is none of {', '.join(Baseline)}{_near(str(value), tuple(Baseline))}"
-    wanted = next(f for f in msgspec.structs.fields(ChartSpec) if f.name == field).type
-    try:
-        converted = msgspec.convert(value, wanted, strict=False)
-    except msgspec.ValidationError as error:
-        quote = "; put it in quotes" if wanted is str else ""
-        return f"{field} {value!r}: {error}{quote}"
-    if isinstance(converted, float) and not math.isfinite(converted):
-        return f"{field} {value!r} is not a finite number"
-    return None
-
-
-def _near(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
-
-
-def _at(lines: dict[_Path, int], path: _Path, problem: str) -> str:
-    """*problem* with the line of the nearest thing that has one."""
-    while path and path not in lines:
-        path = path[:-1]
-    return f"line {lines[path]}: {problem}" if path in lines else problem
-
-
-def _read_tree(text: str) -> tuple[Any, dict[_Path, int]]:
-    """The document's values, and the line (from 1) of each field and entry.
-
-    Raises SpecsError for a text that is neither YAML nor JSON, and for a field that comes twice.
-    """
-    import yaml
-
-    lines: dict[_Path, int] = {}
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}: " if mark is not None else ""
-        raise SpecsError([f"{where}not YAML and not JSON: {getattr(error, 'problem', None) or error}"]) from error
-    problems: list[str] = []
-
-    def walk(node: Any, path: _Path) -> None:
-        lines.setdefault(path, node.start_mark.line + 1)
-        if isinstance(node, yaml.SequenceNode):
-            for index, child in enumerate(node.value):
-                walk(child, (*path, index))
-        elif isinstance(node, yaml.MappingNode):
-            for key, child in node.value:
-                here = (*path, str(key.value))
-                if here in lines:
-                    problems.append(f"line {key.start_mark.line + 1}: {key.value!r} is there already, in line {lines[here]}")
-                lines[here] = key.start_mark.line + 1
-                walk(child, here)
-
-    if root is not None:
-        walk(root, ())
-    if problems:
-        raise SpecsError(problems)
-    return tree, lines

@@ -57,6 +57,7 @@ class Reason(StrEnum):
     COUNT_TOO_LARGE = "count_too_large"
     UNITS_NOT_POSITIVE = "units_not_positive"
     UNITS_OUT_OF_RANGE = "units_out_of_range"
+    RESET_WITH_SAMPLES = "reset_with_samples"
 
 
 class Problem(Struct, frozen=True, omit_defaults=True):

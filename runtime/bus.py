@@ -1,0 +1,243 @@
+"""The way to NATS: `connect` makes a `Connection`, and what goes wrong there becomes an error with a remedy.
+
+Everything that speaks to NATS imports from here: the connection, the frames, the errors of JetStream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import ssl
+from collections.abc import Awaitable, Callable
+from random import Random
+from typing import TYPE_CHECKING, Any, Final
+
+from runtime import log
+from runtime.connection import (
+    BATCH_MESSAGES_MAX,
+    Connection,
+    Deliver,
+    NatsError,
+    NoServersError,
+    Server,
+    load_websockets,
+    within,
+)
+from runtime.errors import CredentialsRefused, DefenderError, ServerUnreachable, SettingsError
+from runtime.frames import (
+    Message,
+    backoff_s,
+    frame_hpub,
+    frame_pub,
+    frame_stored,
+    frames_batch,
+    header,
+    status_of,
+)
+from runtime.jetstream import (
+    ApiError,
+    BatchAbandoned,
+    BatchAck,
+    BatchDuplicate,
+    BatchTooLarge,
+    Disconnected,
+    NoAnswer,
+    NotFound,
+    PayloadTooLarge,
+    Reply,
+    WrongLastSequence,
+)
+
+if TYPE_CHECKING:
+    from runtime.config import Settings
+
+__all__ = [
+    "BATCH_MESSAGES_MAX",
+    "ApiError",
+    "BatchAbandoned",
+    "BatchAck",
+    "BatchDuplicate",
+    "BatchTooLarge",
+    "Connection",
+    "Deliver",
+    "Disconnected",
+    "Message",
+    "NoAnswer",
+    "NotFound",
+    "PayloadTooLarge",
+    "Reply",
+    "WrongLastSequence",
+    "backoff_s",
+    "connect",
+    "frame_hpub",
+    "frame_pub",
+    "frame_stored",
+    "frames_batch",
+    "header",
+    "status_of",
+    "within",
+]
+
+PING_INTERVAL_S: Final = 3
+"""Two unanswered pings end a connection: a dead peer is noticed within 9 s, before a lease of 20 s ends."""
+CONNECT_S_MAX: Final = 2.0
+RETRY_FIRST_S: Final = 0.1
+RETRY_MOST_S: Final = 5.0
+_LOG = log.get("bus")
+
+Hook = Callable[[], Awaitable[None]]
+
+
+async def connect(
+    settings: Settings,
+    name: str,
+    *,
+    wait: bool = False,
+    reconnect: bool = True,
+    random: Random | None = None,
+    on_disconnect: Hook | None = None,
+    on_reconnect: Hook | None = None,
+) -> Connection:
+    """Connect and check that JetStream answers; *name* is what the server shows for this client.
+
+    With *wait* it tries until it succeeds, pausing longer and longer, and logs each new cause once;
+    else it raises ServerUnreachable, CredentialsRefused or JetStreamOff. SettingsError is raised at
+    once. With *reconnect* the session goes on over a lost connection; without, `ended` is set.
+    """
+    random = random or Random()
+    shown = ""
+    for attempt in itertools.count():
+        try:
+            return await _dial(settings, name, reconnect, random, on_disconnect, on_reconnect)
+        except DefenderError as error:
+            if not wait or not error.temporary:
+                raise
+            if str(error) != shown:
+                shown = str(error)
+                _LOG.warning("waiting for NATS", cause=shown)
+            await asyncio.sleep(backoff_s(attempt, RETRY_FIRST_S, RETRY_MOST_S, random))
+    raise AssertionError("unreachable")
+
+
+async def _dial(
+    settings: Settings,
+    name: str,
+    reconnect: bool,
+    random: Random,
+    on_disconnect: Hook | None,
+    on_reconnect: Hook | None,
+) -> Connection:
+    connection = Connection()
+    causes: list[Exception] = []
+
+    async def note(error: Exception) -> None:
+        if not causes or str(causes[-1]) != str(error):
+            causes.append(error)
+            if connection.established:
+                _LOG.warning("connection trouble", server=connection.where, cause=_cause(error))
+
+    async def disconnected() -> None:
+        if connection.established:
+            connection.fail_replies()
+            if on_disconnect is not None:
+                await on_disconnect()
+
+    async def reconnected() -> None:
+        causes.clear()
+        _LOG.info("connected again", server=connection.where)
+        if on_reconnect is not None:
+            await on_reconnect()
+
+    async def closed() -> None:
+        connection.failure = connection.failure or connection.last_error
+        connection.ended.set()
+
+    def next_server(servers: list[Server], _: dict[str, Any]) -> tuple[Server, float]:
+        fewest = min(servers, key=lambda server: server.reconnects)
+        return fewest, backoff_s(fewest.reconnects, RETRY_FIRST_S, RETRY_MOST_S, random)
+
+    hooks: dict[str, Any] = {
+        "error_cb": note,
+        "disconnected_cb": disconnected,
+        "reconnected_cb": reconnected,
+        "closed_cb": closed,
+        "reconnect_to_server_handler": next_server,
+    }
+    try:
+        await connection.connect(name=name, **_options(settings), **hooks)
+        await connection.open_inbox()
+        await connection.api("INFO", timeout_s=settings.request_timeout_s)
+    except DefenderError:
+        await connection.cut()
+        raise
+    except (OSError, NatsError, ImportError, ValueError) as error:
+        await connection.cut()
+        no_servers = isinstance(error, NoServersError) and causes
+        raise _refusal(settings, causes[-1] if no_servers else error) from error
+    connection.options.update(allow_reconnect=reconnect, max_reconnect_attempts=-1)
+    connection.established = True
+    causes.clear()
+    return connection
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    """What nats-py's ``connect`` takes. One pass over the servers: `connect` does the waiting."""
+    options: dict[str, Any] = {
+        "servers": settings.servers,
+        "allow_reconnect": False,
+        "max_reconnect_attempts": 1,
+        "reconnect_time_wait": 0,
+        "connect_timeout": min(CONNECT_S_MAX, settings.request_timeout_s),
+        "ping_interval": PING_INTERVAL_S,
+        "user": settings.nats_user or None,
+        "password": settings.nats_password or None,
+        "token": settings.nats_token or None,
+        "user_credentials": settings.nats_creds or None,
+        "nkeys_seed": settings.nats_nkey_seed or None,
+        "tls": _tls(settings),
+        "tls_hostname": settings.nats_tls_hostname or None,
+    }
+    if any(server.startswith(("ws:", "wss:")) for server in settings.servers):
+        load_websockets()
+    return options
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    secure = any(server.startswith(("tls:", "wss:")) for server in settings.servers)
+    if not (secure or settings.nats_tls_ca or settings.nats_tls_cert):
+        return None
+    try:
+        context = ssl.create_default_context(cafile=settings.nats_tls_ca or None)
+    except ssl.SSLError as error:
+        problem = f"{settings.nats_tls_ca!r} is no PEM certificate: {error}"
+        raise SettingsError("NATS_TLS_CA", problem) from error
+    if settings.nats_tls_cert:
+        try:
+            context.load_cert_chain(settings.nats_tls_cert, settings.nats_tls_key or None)
+        except ssl.SSLError as error:
+            problem = f"{settings.nats_tls_cert!r} with NATS_TLS_KEY is no PEM pair: {error}"
+            raise SettingsError("NATS_TLS_CERT", problem) from error
+    return context
+
+
+def _cause(error: Exception) -> str:
+    return str(error).removeprefix("nats: ").strip() or type(error).__name__
+
+
+def _refusal(settings: Settings, error: Exception) -> DefenderError:
+    """Our error for what nats-py raised while it connected."""
+    servers = ", ".join(url.rpartition("@")[2].removeprefix("nats://") for url in settings.servers)
+    cause = _cause(error)
+    if isinstance(error, ImportError | ValueError):
+        setting = "NATS_CREDS" if settings.nats_creds else "NATS_NKEY_SEED"
+        remedy = "pip install nkeys" if isinstance(error, ImportError) else "write it anew, with nsc or nk"
+        return SettingsError(setting, f"cannot be used: {cause}; {remedy}")
+    if "authorization" in cause.lower() or "authentication" in cause.lower():
+        settings_named = "NATS_CREDS, NATS_USER and NATS_PASSWORD, NATS_TOKEN or NATS_NKEY_SEED"
+        return CredentialsRefused(f"{servers}: {cause}; correct {settings_named}")
+    if isinstance(error, ssl.SSLError):
+        return ServerUnreachable(
+            f"{servers}: no TLS session: {cause}; correct NATS_TLS_CA, NATS_TLS_CERT or NATS_TLS_HOSTNAME"
+        )
+    remedy = "start one, or correct NATS_SERVERS"
+    return ServerUnreachable(f"{servers}: no NATS server answered: {cause}; {remedy}")

@@ -1,0 +1,225 @@
+"""The cache's directory: which chambers are in memory, and in which slots their charts are.
+
+A chamber comes and goes as a whole: its charts are read from the history together (they lie in the same
+rows there), and CLOCK evicts them together. What the directory knows is also in the arena, so that a
+worker's successor builds the same directory from it (`Cache.__init__`).
+
+A chamber with reports in flight is pinned: the flight log undoes by slot, so its slots must stay.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from runtime import arena as arenas
+from runtime.arena import Arena
+from runtime.names import Names
+from runtime.specs import Specs
+from runtime.wire import decode_names, msgpack_encoder, names_problems
+
+CHART_LISTS_MAX: Final = 64
+"""Chart lists remembered a chamber; a chamber has one or a few (one a recipe)."""
+
+
+class CacheFull(Exception):
+    """Every chamber that could leave is in flight; the report waits until some have landed."""
+
+
+class ChartList:
+    """A chamber's chart list, resolved: one look-up a report that brings the same list again."""
+
+    __slots__ = ("names", "packed", "revision", "slots", "spec_ids")
+
+    def __init__(self, names: list[str], slots: array[int]) -> None:
+        self.names = names
+        self.slots = slots
+        self.packed = msgspec.Raw(msgpack_encoder.encode(names))
+        self.spec_ids: array[int] = array("i")
+        self.revision = -1
+
+
+class Chamber:
+    """A chamber in memory. ``seq`` and ``ordinal`` are those of its newest judged report, which may be
+    ahead of its row in the arena (the newest confirmed one)."""
+
+    __slots__ = ("lists", "name", "ordinal", "partition", "pins", "referenced", "row", "seq", "slots", "subject")
+
+    def __init__(self, name: str, partition: int, row: int, subject: str) -> None:
+        self.name, self.partition, self.row, self.subject = name, partition, row, subject
+        self.seq = 0
+        self.ordinal = 0
+        self.slots: dict[str, int] = {}
+        self.lists: dict[bytes, ChartList] = {}
+        self.pins = 0
+        self.referenced = True
+
+
+class Cache:
+    """The directory over one arena."""
+
+    def __init__(self, arena: Arena, names: Names, specs: Specs, revision: int, depth: int) -> None:
+        """Finds again what *arena* holds; *depth* is the history's, in reports a chamber."""
+        self.arena, self.names, self.depth = arena, names, depth
+        self.chambers: dict[str, Chamber] = {}
+        self.evictions = 0
+        self.use_specs(specs, revision)
+        self._free_rows: list[int] = []
+        self._free_slots: list[int] = []
+        self._find_again()
+
+    def use_specs(self, specs: Specs, revision: int) -> None:
+        """From here on charts are judged by these specs; lists are matched again when they come next."""
+        self.specs, self.revision = specs, revision
+
+    @property
+    def slots_used(self) -> int:
+        return self.arena.shape.slots - len(self._free_slots)
+
+    def get(self, name: str) -> Chamber | None:
+        return self.chambers.get(name)
+
+    def add(self, name: str, partition: int) -> Chamber:
+        """A chamber without charts, in state LOADING until `loaded`. Raises CacheFull."""
+        if not self._free_rows:
+            self._make_room(1)
+        row = self._free_rows.pop()
+        rows = self.arena.chambers
+        rows[row] = (name.encode(), 0, 0, partition, arenas.LOADING)
+        chamber = Chamber(name, partition, row, self.names.verdict(partition, name))
+        self.chambers[name] = chamber
+        return chamber
+
+    def loaded(self, chambers: Iterable[Chamber]) -> None:
+        """What these chambers hold now is what the history holds."""
+        rows = self.arena.chambers
+        for chamber in chambers:
+            rows["seq"][chamber.row] = chamber.seq
+            rows["ordinal"][chamber.row] = chamber.ordinal
+            rows["used"][chamber.row] = arenas.USED
+
+    def drop(self, chamber: Chamber) -> None:
+        """Forgets a chamber: first its row, then its slots, so that a death in between leaves no orphan."""
+        self.arena.chambers["used"][chamber.row] = arenas.FREE
+        self._free(list(chamber.slots.values()))
+        self._free_rows.append(chamber.row)
+        del self.chambers[chamber.name]
+
+    def has_room(self, slots: int) -> bool:
+        """Whether one chamber more with so many charts fits without an eviction."""
+        return bool(self._free_rows) and len(self._free_slots) >= slots
+
+    def resolve(self, chamber: Chamber, raw: bytes, *, json: bool, evict: bool = True) -> ChartList | None:
+        """The chart list that the bytes *raw* of a report name; None when a name in it cannot be.
+
+        Raises msgspec.MsgspecError for bytes that are no list of strings, CacheFull when there is no room
+        (without *evict*: no room that is free).
+        """
+        found = chamber.lists.get(raw)
+        if found is None:
+            names = decode_names(raw, json=json)
+            if names_problems(names):
+                return None
+            found = self.resolve_names(chamber, names, evict=evict)
+            if len(chamber.lists) >= CHART_LISTS_MAX:
+                chamber.lists.clear()
+            chamber.lists[raw] = found
+        if found.revision != self.revision:
+            self._match(chamber, found)
+        return found
+
+    def resolve_names(self, chamber: Chamber, names: list[str], *, evict: bool = True) -> ChartList:
+        """The chart list of these names (all of them possible, none twice); new charts get a slot."""
+        missing = [name for name in names if name not in chamber.slots]
+        if missing:
+            if not evict and len(self._free_slots) < len(missing):
+                raise CacheFull
+            self._allocate(chamber, missing)
+        found = ChartList(names, array("i", [chamber.slots[name] for name in names]))
+        self._match(chamber, found)
+        return found
+
+    def forget_stale(self, chamber: Chamber) -> int:
+        """Frees the charts of an unpinned chamber that its last *depth* reports did not bring."""
+        assert chamber.pins == 0, "slots of a chamber in flight must stay"
+        newest = self.arena.state["newest"]
+        stale = {
+            name: slot
+            for name, slot in chamber.slots.items()
+            if int(newest[slot]) + self.depth <= chamber.ordinal
+        }
+        self._free(list(stale.values()))
+        for name in stale:
+            del chamber.slots[name]
+        if stale:
+            chamber.lists.clear()
+        return len(stale)
+
+    def _match(self, chamber: Chamber, charts: ChartList) -> None:
+        charts.spec_ids = array("i", [self.specs.match(chamber.name, name)[0] for name in charts.names])
+        charts.revision = self.revision
+
+    def _allocate(self, chamber: Chamber, names: list[str]) -> None:
+        if len(self._free_slots) < len(names):
+            chamber.pins += 1  # not this one
+            try:
+                self._make_room(len(names))
+            finally:
+                chamber.pins -= 1
+        slots = [self._free_slots.pop() for _ in names]
+        keys, state = self.arena.keys, self.arena.state
+        state[slots] = np.zeros(1, dtype=state.dtype)[0]
+        for name, slot in zip(names, slots, strict=True):
+            keys[slot] = (name.encode(), chamber.row, 1)
+            chamber.slots[name] = slot
+
+    def _free(self, slots: list[int]) -> None:
+        if slots:
+            self.arena.keys["used"][slots] = 0
+            self._free_slots.extend(slots)
+
+    def _make_room(self, slots: int) -> None:
+        """CLOCK: the oldest chamber leaves, unless it was used since the hand last passed it."""
+        for _ in range(2 * len(self.chambers)):
+            if len(self._free_slots) >= slots and self._free_rows:
+                return
+            name, chamber = next(iter(self.chambers.items()))
+            if chamber.pins or chamber.referenced:
+                chamber.referenced = False
+                del self.chambers[name]
+                self.chambers[name] = chamber
+            else:
+                self.drop(chamber)
+                self.evictions += 1
+                self.arena.partitions[chamber.partition] = arenas.PARTLY
+        if len(self._free_slots) < slots or not self._free_rows:
+            raise CacheFull
+
+    def _find_again(self) -> None:
+        rows, keys = self.arena.chambers, self.arena.keys
+        rows["used"][rows["used"] == arenas.LOADING] = arenas.FREE
+        by_row: dict[int, Chamber] = {}
+        for row in np.flatnonzero(rows["used"] == arenas.USED).tolist():
+            found = rows[row]
+            name, partition = found["name"].decode(), int(found["partition"])
+            chamber = Chamber(name, partition, row, self.names.verdict(partition, name))
+            chamber.seq, chamber.ordinal = int(found["seq"]), int(found["ordinal"])
+            chamber.referenced = False
+            by_row[row] = self.chambers[name] = chamber
+        used = np.flatnonzero(keys["used"])
+        orphans = []
+        for slot, row, chart in zip(
+            used.tolist(), keys["chamber"][used].tolist(), keys["chart"][used].tolist(), strict=True
+        ):
+            owner = by_row.get(row)
+            if owner is None:
+                orphans.append(slot)
+            else:
+                owner.slots[chart.decode()] = slot
+        self._free_rows = np.flatnonzero(rows["used"] == arenas.FREE)[::-1].tolist()
+        self._free_slots = np.flatnonzero(keys["used"] == 0)[::-1].tolist()
+        self._free(orphans)

@@ -1,0 +1,337 @@
+"""One connection to NATS, hot enough for the workers, strict enough for fencing.
+
+`Connection` is nats-py's client with four things more:
+
+- `tap`: messages go to a plain function straight from the parser, no queue, no task, no `Msg`
+  (an awaited queue a message costs 30-54 k/s, a direct call 136-238 k/s).
+- `write`: ready-made protocol frames in one call; `frame_pub` and `frame_hpub` make them.
+- `ask`, `call`, `api`, `publish_batch`: replies over one inbox and a table of futures, none a subscription.
+- What was not sent on this connection is never sent on the next one: nats-py keeps it over a reconnect,
+  which would let a fenced process publish when the network heals. Here publishing raises `Disconnected`
+  meanwhile, what was waiting is dropped, and every open reply fails.
+
+All private attributes of nats-py that Defender touches are in this module and in `TOUCHED`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import itertools
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, Final, TypeVar, cast
+
+import msgspec
+
+from runtime.errors import DefenderError
+from runtime.frames import Message, frame_hpub, frame_pub, frames_batch, status_of
+from runtime.jetstream import (
+    BatchAck,
+    BatchTooLarge,
+    Disconnected,
+    NoAnswer,
+    PayloadTooLarge,
+    Reply,
+    checked_ack,
+    checked_answer,
+)
+
+_modules = cast(dict[str, ModuleType | None], sys.modules)
+_hide_aiohttp = "aiohttp" not in _modules
+if _hide_aiohttp:
+    # nats-py imports aiohttp for WebSockets: 0.13-0.18 s of the 0.5 s in which an ID must be claimed.
+    _modules["aiohttp"] = None
+try:
+    import nats.aio.client
+    import nats.aio.subscription
+    import nats.aio.transport
+    import nats.errors
+finally:
+    if _hide_aiohttp:
+        del _modules["aiohttp"]
+
+TOUCHED: Final = (
+    "_close",
+    "_flush_queue",
+    "_max_payload",
+    "_pending",
+    "_pending_data_size",
+    "_process_connect_init",
+    "_process_msg",
+    "_process_op_err",
+    "_send_command",
+    "_send_unsubscribe",
+    "_sid",
+    "_subs",
+    "_transport",
+)
+"""Every private attribute of nats-py's client that is read, written or overridden here."""
+
+BATCH_MESSAGES_MAX: Final = 1000
+NatsError = nats.errors.Error
+NoServersError = nats.errors.NoServersError
+Server = nats.aio.client.Server
+Deliver = Callable[[bytes, bytes, bytes, bytes | None], None]
+T = TypeVar("T")
+
+
+def load_websockets() -> None:
+    """What the import above left out: needed for servers at ws:// and wss://."""
+    nats.aio.transport.__dict__["aiohttp"] = importlib.import_module("aiohttp")
+
+
+class Connection(nats.aio.client.Client):
+    """A NATS connection; make it with `runtime.bus.connect`. One event loop, no threads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failure: BaseException | None = None
+        self.ended = asyncio.Event()
+        """Set when the session is over for good; `failure` says why, when it was not `close`."""
+        self.established = False
+        """Set by `runtime.bus.connect` when the session stands; hooks and the log are silent before."""
+        self._closing: asyncio.Task[None] | None = None
+        self._taps: dict[int, Deliver] = {}
+        self._replies: dict[bytes, asyncio.Future[Reply]] = {}
+        self._several: dict[bytes, list[Reply]] = {}
+        self._tokens = itertools.count(1)
+        self._inbox = b""
+        self._prefix_length = 0
+
+    # --- what nats-py calls ---------------------------------------------------------------------
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        deliver = self._taps.get(sid)
+        if deliver is None:
+            await super()._process_msg(sid, subject, reply, data, headers)
+            return
+        try:
+            deliver(subject, reply, data, headers)
+        except Exception as error:
+            # nats-py's reader would die of it in silence, with the connection open.
+            self._fail(error)
+
+    async def _send_command(self, cmd: bytes, priority: bool = False) -> None:
+        if self.is_connected:
+            await super()._send_command(cmd, priority)
+        elif cmd.startswith((b"PUB", b"HPUB")):
+            raise Disconnected(f"not connected to {self.where}: nothing can be published")
+        # SUB and UNSUB are dropped: nats-py subscribes anew when it is connected again.
+
+    async def _process_connect_init(self) -> None:
+        self._drop_pending()
+        await super()._process_connect_init()
+
+    async def _process_op_err(self, e: Exception) -> None:
+        self._abort()
+        await super()._process_op_err(e)
+
+    def _drop_pending(self) -> None:
+        self._pending.clear()
+        self._pending_data_size = 0
+
+    def _abort(self) -> None:
+        """Forget what waits and reset the socket; to close one whose peer is gone waits for TCP's timeout."""
+        self._drop_pending()
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+
+    # --- receiving ------------------------------------------------------------------------------
+
+    async def tap(self, subject: str, deliver: Deliver) -> int:
+        """Call *deliver(subject, reply, payload, headers)* for each message on *subject*.
+
+        It runs inside the reader: it must not block. An exception in it ends the connection. The tap
+        lives on over reconnects. Returns what `untap` takes.
+        """
+        self._require_connected()
+        self._sid += 1
+        sid = self._sid
+        self._taps[sid] = deliver
+        self._subs[sid] = nats.aio.subscription.Subscription(self, sid, subject)
+        self.write(b"SUB %b  %d\r\n" % (subject.encode(), sid))
+        return sid
+
+    async def untap(self, sid: int) -> None:
+        """No call of the tap's function after this returns; messages under way are dropped."""
+        self._taps.pop(sid, None)
+        if self._subs.pop(sid, None) is not None and self.is_connected:
+            await self._send_unsubscribe(sid)
+
+    def inbox(self) -> bytes:
+        """A subject that nobody else listens on."""
+        return b"%b.%d" % (self._inbox, next(self._tokens))
+
+    # --- sending --------------------------------------------------------------------------------
+
+    def write(self, frames: bytes) -> None:
+        """Put ready-made frames on the wire. Raises Disconnected; never keeps them for a later connection."""
+        self._require_connected()
+        self._pending.append(frames)
+        self._pending_data_size += len(frames)
+        queue = self._flush_queue
+        if queue is not None and queue.empty():
+            queue.put_nowait(asyncio.get_running_loop().create_future())
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes that wait for the socket to take them."""
+        return self._pending_data_size
+
+    def ask(self, subject: str, payload: bytes = b"", headers: bytes = b"") -> asyncio.Future[Reply]:
+        """Send a request; the future brings the reply, or Disconnected. Cancel it when it is not wanted."""
+        self._require_fits(payload)
+        token, future = self._expect()
+        reply = self._inbox + b"." + token
+        if headers:
+            self._write_asked(future, frame_hpub(subject.encode(), headers, payload, reply))
+        else:
+            self._write_asked(future, frame_pub(subject.encode(), payload, reply))
+        return future
+
+    async def call(
+        self, subject: str, payload: bytes = b"", *, headers: bytes = b"", timeout_s: float = 5.0
+    ) -> Reply:
+        """Request and reply. Raises NoAnswer, also when nobody listens, and Disconnected."""
+        reply = await within(self.ask(subject, payload, headers), timeout_s, subject)
+        if reply.status == b"503":
+            raise NoAnswer(f"{subject}: nobody answers on this subject")
+        return reply
+
+    async def call_several(
+        self, subject: str, payload: bytes = b"", *, timeout_s: float = 5.0
+    ) -> list[Reply]:
+        """A request with many replies, up to an empty one with a status: that one ends the list."""
+        token, future = self._expect()
+        self._several[token] = []
+        self._write_asked(future, frame_pub(subject.encode(), payload, self._inbox + b"." + token))
+        try:
+            last = await within(future, timeout_s, subject)
+            return [*self._several[token], last]
+        finally:
+            del self._several[token]
+
+    async def api(self, name: str, request: object = None, *, timeout_s: float = 5.0) -> dict[str, Any]:
+        """One call of JetStream's API, *name* without ``$JS.API.``. Raises as `call`, and ApiError."""
+        payload = b"" if request is None else msgspec.json.encode(request)
+        return checked_answer(name, await within(self.ask(f"$JS.API.{name}", payload), timeout_s, name))
+
+    async def store(
+        self, subject: str, payload: bytes, *, headers: bytes = b"", timeout_s: float = 5.0
+    ) -> tuple[int, bool]:
+        """Publish into a stream and wait: (sequence, whether it was there already)."""
+        reply = await within(self.ask(subject, payload, headers), timeout_s, subject)
+        ack = checked_ack(subject, reply)
+        return ack.seq, ack.duplicate
+
+    def start_batch(self, messages: list[Message]) -> asyncio.Future[BatchAck]:
+        """Send an atomic batch to one stream; all of it is stored or nothing. The future brings the ack.
+
+        Raises BatchTooLarge over 1000 messages, PayloadTooLarge, Disconnected; the future fails with
+        BatchDuplicate, WrongLastSequence, BatchAbandoned, ServerStorageFull, ApiError or Disconnected.
+        """
+        if len(messages) > BATCH_MESSAGES_MAX:
+            raise BatchTooLarge("publish_batch", 400, 10199, f"{len(messages)} messages, at most 1000")
+        for message in messages:
+            self._require_fits(message[2])
+        token, reply = self._expect()
+        acked: asyncio.Future[BatchAck] = reply.get_loop().create_future()
+
+        def settle(done: asyncio.Future[Reply]) -> None:
+            if acked.done() or done.cancelled():
+                return
+            try:
+                ack = checked_ack(messages[0][0], done.result())
+                acked.set_result(BatchAck(ack.stream, ack.seq, ack.count))
+            except DefenderError as error:
+                acked.set_exception(error)
+
+        reply.add_done_callback(settle)
+        acked.add_done_callback(lambda done: reply.cancel() if done.cancelled() else None)
+        batch = self._inbox[-22:] + token
+        self._write_asked(reply, frames_batch(batch, messages, self._inbox + b"." + token))
+        return acked
+
+    async def publish_batch(self, messages: list[Message], *, timeout_s: float = 5.0) -> BatchAck:
+        """`start_batch` and wait. Raises its errors and NoAnswer."""
+        return await within(self.start_batch(messages), timeout_s, messages[0][0])
+
+    async def cut(self) -> None:
+        """End the session at once: what waits to be sent is dropped, not flushed as `close` does."""
+        self._abort()
+        await self.close()
+
+    # --- the inside -----------------------------------------------------------------------------
+
+    @property
+    def where(self) -> str:
+        """The server's address, for messages."""
+        url = self.connected_url
+        return f"nats://{url.hostname}:{url.port}" if url is not None else "the NATS server"
+
+    def _require_connected(self) -> None:
+        if not self.is_connected:
+            raise Disconnected(f"not connected to {self.where}: nothing can be published")
+
+    def _require_fits(self, payload: bytes) -> None:
+        if len(payload) > self._max_payload:
+            raise PayloadTooLarge(
+                f"a message of {len(payload)} bytes is above the server's max_payload ({self._max_payload}): "
+                "raise it, or lower REPORT_BYTES_MAX"
+            )
+
+    def _expect(self) -> tuple[bytes, asyncio.Future[Reply]]:
+        token = b"%d" % next(self._tokens)
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._replies[token] = future
+        future.add_done_callback(lambda _: self._replies.pop(token, None))
+        return token, future
+
+    def _write_asked(self, future: asyncio.Future[Reply], frames: bytes) -> None:
+        try:
+            self.write(frames)
+        except Disconnected:
+            future.cancel()
+            raise
+
+    def _deliver_reply(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
+        token = subject[self._prefix_length :]
+        future = self._replies.get(token)
+        if future is None or future.done():
+            return
+        several = self._several.get(token)
+        if several is None or (not payload and status_of(headers)):
+            future.set_result(Reply(payload, headers))
+        else:
+            several.append(Reply(payload, headers))
+
+    def _fail(self, error: BaseException) -> None:
+        """Our own function broke inside the reader: end the session, loudly."""
+        self.failure = error
+        loop = asyncio.get_running_loop()
+        loop.call_exception_handler({"message": "a tap failed; its connection ends", "exception": error})
+        self._closing = loop.create_task(self.close())
+
+    async def open_inbox(self) -> None:
+        self._inbox = self.new_inbox().encode()
+        self._prefix_length = len(self._inbox) + 1
+        await self.tap(f"{self._inbox.decode()}.*", self._deliver_reply)
+
+    def fail_replies(self) -> None:
+        """Every reply that is still awaited fails: it cannot come any more."""
+        lost = f"the connection to {self.where} ended before the reply came"
+        for future in list(self._replies.values()):
+            if not future.done():
+                future.set_exception(Disconnected(lost))
+
+
+async def within(future: asyncio.Future[T], timeout_s: float, what: str) -> T:
+    """The future's result. Raises NoAnswer after *timeout_s*."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await future
+    except TimeoutError:
+        raise NoAnswer(f"{what}: no reply within {timeout_s:g} s (REQUEST_TIMEOUT_S)") from None

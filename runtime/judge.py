@@ -1,0 +1,401 @@
+"""From a batch of reports to its verdicts: decode, resolve, one kernel call, encode. No I/O, no clock.
+
+Each report of a batch ends in exactly one place:
+
+    judged    a verdict (and an alarm where a chart signals), written down in the flight log
+    rejected  nothing of it can be judged; the original bytes go to REJECTED with the reasons
+    skipped   its verdict is stored already (it came again after a failure)
+    missing   its chamber is not in memory; it waits for the history, in order
+    left      no room in this batch or in the cache while others are in flight
+
+A report of which only some charts are bad is judged for the good ones *and* goes to REJECTED.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+from kernels import judge as kernel
+from kernels.state import RESET, SAMPLE, SPEC, spec_row
+from numpy.typing import NDArray
+
+from runtime import wire
+from runtime.cache import Cache, CacheFull, Chamber, ChartList
+from runtime.examine import Examined, Limits, examine, header_problem
+from runtime.flight import Flight, FlightLog
+from runtime.frames import Message
+from runtime.names import Names, name_problem
+from runtime.specs import compile as compile_specs
+from runtime.wire import Incoming, OutgoingVerdict, Problem, Reason
+
+BATCH_SAMPLES_MAX: Final = 16_384
+"""Samples of one kernel call: four of the largest reports; its undo journal is 2.8 MB."""
+REASONS_BYTES_MAX: Final = 4_096
+"""Of the reasons that one rejected report carries in its headers."""
+
+
+class Sample(NamedTuple):
+    """One message of the stream SAMPLES, as it was delivered."""
+
+    chamber: str
+    partition: int
+    seq: int
+    received_ns: int
+    payload: bytes
+
+
+class _Report(NamedTuple):
+    """A decoded report on its way through the batch; its samples are ``[first, first + len(charts))``."""
+
+    sample: Sample
+    chamber: Chamber
+    charts: ChartList
+    at_ns: int
+    run: str
+    reset: str | None
+
+
+class Rejection(NamedTuple):
+    """A rejected report, ready to publish: its bytes as they came, the reasons as header lines."""
+
+    subject: str
+    headers: bytes
+    payload: bytes
+
+
+@dataclass
+class Batch:
+    """What became of the reports of one batch. ``verdicts`` is by the stream that they go to."""
+
+    verdicts: dict[str, list[Message]] = field(default_factory=dict)
+    alarms: list[Message] = field(default_factory=list)
+    rejections: list[Rejection] = field(default_factory=list)
+    flight: Flight | None = None
+    judged: list[Sample] = field(default_factory=list)
+    rejected: list[Sample] = field(default_factory=list)
+    skipped: list[Sample] = field(default_factory=list)
+    missing: list[Sample] = field(default_factory=list)
+    left: list[Sample] = field(default_factory=list)
+    reasons: list[Reason] = field(default_factory=list)
+    samples: int = 0
+    resets: int = 0
+
+
+class Judge:
+    """Judges batches over one cache. ``epochs`` and ``positions`` (by partition) go into the verdicts."""
+
+    def __init__(self, cache: Cache, flights: FlightLog, limits: Limits, defender: str) -> None:
+        self.cache, self.flights, self.limits, self.defender = cache, flights, limits, defender
+        self.epochs: dict[int, int] = {}
+        self.positions: dict[int, int] = {}
+        self._revision = -1
+        self._spec_rows: NDArray[Any] = np.empty(0, dtype=SPEC)
+        self._basis: NDArray[np.uint32] = np.empty(0, dtype=np.uint32)
+        self._out = _Outputs(min(BATCH_SAMPLES_MAX, cache.arena.shape.samples))
+
+    def judge(self, samples: Sequence[Sample]) -> Batch:
+        """Judges as many of *samples*, in order, as fit; changes the cache. See the module for the rest."""
+        if self._revision != self.cache.revision:
+            self._revision = self.cache.revision
+            self._spec_rows = np.array([spec_row(**row) for row in compile_specs(self.cache.specs)], dtype=SPEC)
+            self._basis = self._spec_rows["basis"].copy()
+        batch, work = Batch(), _Work()
+        examined: dict[int, Examined] = {}
+        self._decode(samples, batch, work, examined)
+        suspects = work.suspects()
+        if suspects:
+            for report in suspects:
+                examined[report.sample.seq] = examine(report.sample, self.limits)
+            batch, work = Batch(), _Work()
+            self._decode(samples, batch, work, examined)
+            assert not work.suspects(), "what was examined is good"
+        if work.reports:
+            self._run(batch, work)
+        return batch
+
+    def _decode(
+        self, samples: Sequence[Sample], batch: Batch, work: _Work, examined: dict[int, Examined]
+    ) -> None:
+        get, room = self.cache.chambers.get, self._out.size
+        missing: set[str] = set()
+        newest: dict[Chamber, int] = {}
+        for at, sample in enumerate(samples):
+            chamber = get(sample.chamber)
+            if chamber is None or sample.chamber in missing:
+                batch.missing.append(sample)
+                missing.add(sample.chamber)
+                continue
+            if sample.seq <= newest.get(chamber, chamber.seq):
+                batch.skipped.append(sample)
+                continue
+            try:
+                fits = self._one(sample, chamber, batch, work, examined, room)
+            except CacheFull:
+                fits = False
+            if not fits:
+                batch.left.extend(samples[at:])
+                return
+            newest[chamber] = sample.seq
+            chamber.referenced = True
+
+    def _one(
+        self,
+        sample: Sample,
+        chamber: Chamber,
+        batch: Batch,
+        work: _Work,
+        examined: dict[int, Examined],
+        room: int,
+    ) -> bool:
+        """Takes one report into the batch, or to the rejected ones; False when the batch has no room."""
+        charts: ChartList | None = None
+        incoming: Incoming | None = None
+        known = examined.get(sample.seq)
+        if known is None:
+            try:
+                incoming = wire.decode_incoming(sample.payload)
+                if incoming.reset is None and header_problem(incoming, sample, self.limits) is None:
+                    charts = self.cache.resolve(
+                        chamber, bytes(incoming.charts), json=wire.is_json(sample.payload)
+                    )
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                charts = None  # the slow way finds out what it is
+            if charts is not None and incoming is not None:
+                n = len(charts.slots)
+                if n == len(incoming.counts) == len(incoming.units) and 0 < n <= wire.CHARTS_MAX:
+                    if len(work.counts) + n > room:
+                        return False
+                    work.add(sample, chamber, charts, incoming)
+                    return True
+            known = examined[sample.seq] = examine(sample, self.limits)
+        return self._take_examined(sample, chamber, known, batch, work, room)
+
+    def _take_examined(
+        self, sample: Sample, chamber: Chamber, known: Examined, batch: Batch, work: _Work, room: int
+    ) -> bool:
+        names = known.names
+        if known.reset is not None:
+            names = [name for name in (names or chamber.slots) if name in chamber.slots]
+        if len(work.counts) + len(names) > room:
+            return False
+        charts = self.cache.resolve_names(chamber, names)
+        if known.problems:
+            batch.rejections.append(rejection(sample, known.problems, self.cache.names))
+            batch.reasons.extend(problem.reason for problem in known.problems)
+        if known.reset is None and not names:
+            batch.rejected.append(sample)
+        else:
+            work.add_examined(sample, chamber, charts, known)
+        return True
+
+    def _run(self, batch: Batch, work: _Work) -> None:
+        n, reports = len(work.counts), work.reports
+        slots = np.frombuffer(work.slots, dtype=np.int32) if n else np.empty(0, dtype=np.int32)
+        spec_ids = np.frombuffer(work.spec_ids, dtype=np.int32) if n else slots
+        counts, units, ops = work.columns()
+        landing, ordinals = [], []
+        for report in reports:
+            chamber = report.chamber
+            chamber.seq = report.sample.seq
+            chamber.ordinal += 1
+            ordinals.append(chamber.ordinal)
+            landing.append((chamber, chamber.seq, chamber.ordinal))
+            batch.judged.append(report.sample)
+            batch.resets += report.reset is not None
+        flight = batch.flight = self.flights.begin(landing, slots)
+        arena, out = self.cache.arena, self._out
+        lengths = [len(report.charts.slots) for report in reports]
+        kernel.judge(
+            ops,
+            slots,
+            spec_ids,
+            counts,
+            units,
+            np.repeat(np.array(ordinals, dtype=np.uint32), lengths),
+            self._spec_rows,
+            self.cache.depth,
+            arena.state,
+            arena.sums,
+            arena.window,
+            arena.journal[flight.region],
+            *out.upto(n),
+        )
+        self.flights.judged(flight)
+        batch.samples = int(n - ops.sum())
+        self._encode(batch, work, ordinals, self._basis[spec_ids].tolist())
+
+    def _encode(self, batch: Batch, work: _Work, ordinals: list[int], basis: list[int]) -> None:
+        n = len(work.counts)
+        columns = self._out.lists(n)
+        counts, units = [int(count) for count in work.counts], work.units.tolist()
+        signals = np.flatnonzero(self._out.flags[:n])
+        encode, names = wire.msgpack_encoder.encode, self.cache.names
+        revision, first = self.cache.revision, 0
+        for report, ordinal in zip(work.reports, ordinals, strict=True):
+            sample, charts = report.sample, report.charts
+            last = first + len(charts.slots)
+            here = slice(first, last if report.reset is None else first)
+            verdict = OutgoingVerdict(
+                sample.chamber,
+                sample.seq,
+                ordinal,
+                self.epochs[sample.partition],
+                revision,
+                self.defender,
+                report.run,
+                report.at_ns,
+                self.positions[sample.partition],
+                charts.packed,
+                counts[here],
+                units[here],
+                columns.u[here],
+                columns.centre[here],
+                columns.lcl[here],
+                columns.ucl[here],
+                columns.flags[here],
+                columns.phase[here],
+                basis[here],
+                columns.stage[here],
+                report.reset,
+            )
+            message = (report.chamber.subject, message_id(names, sample), encode(verdict))
+            batch.verdicts.setdefault(names.verdicts_stream(sample.partition), []).append(message)
+            work.outgoing.append(verdict)
+            first = last
+        if len(signals):
+            ends = np.cumsum([len(report.charts.slots) for report in work.reports])
+            for at in np.unique(np.searchsorted(ends, signals, side="right")).tolist():
+                self._alarm(batch, work, at)
+
+    def _alarm(self, batch: Batch, work: _Work, at: int) -> None:
+        report, outgoing = work.reports[at], work.outgoing[at]
+        fields = {name: getattr(outgoing, name) for name in OutgoingVerdict.__struct_fields__}
+        verdict = wire.Verdict(**fields | {"charts": report.charts.names})
+        payload = wire.encode_alarm(verdict)
+        assert payload is not None, "a chart signals"
+        names = self.cache.names
+        batch.alarms.append((names.alarm(verdict.chamber), message_id(names, report.sample), payload))
+
+
+def message_id(names: Names, sample: Sample) -> str:
+    """By this the streams drop repeats of a sample's verdict, alarm and rejection: its stream and sequence."""
+    return f"{names.samples_stream(sample.partition)}:{sample.seq}"
+
+
+def rejection(sample: Sample, problems: list[Problem], names: Names) -> Rejection:
+    """The original bytes, with what is wrong with them in the headers."""
+    shown: list[Any] = []
+    size = 0
+    for problem in problems:
+        size += len(problem.detail) + 64
+        if size > REASONS_BYTES_MAX and shown:
+            break
+        shown.append(msgspec.to_builtins(problem))
+    bare = name_problem(sample.chamber)
+    lines = {
+        "Nats-Msg-Id": message_id(names, sample),
+        "Tfdc-Reason": problems[0].reason.value,
+        "Tfdc-Problems": json.dumps(shown),
+        "Tfdc-Problems-Total": str(len(problems)),
+        "Tfdc-Partition": str(sample.partition),
+        "Tfdc-Seq": str(sample.seq),
+    }
+    headers = "".join(f"{name}: {value}\r\n" for name, value in lines.items()).encode()
+    return Rejection(names.reject(sample.chamber if bare is None else "_"), headers, sample.payload)
+
+
+class _Work:
+    """The samples of a batch as columns, in the order of judging."""
+
+    def __init__(self) -> None:
+        self.reports: list[_Report] = []
+        self.outgoing: list[OutgoingVerdict] = []
+        self.slots: array[int] = array("i")
+        self.spec_ids: array[int] = array("i")
+        self.counts: array[float] = array("d")
+        self.units: array[float] = array("d")
+        self._examined: set[int] = set()
+        self._resets: list[tuple[int, int]] = []
+
+    def add(self, sample: Sample, chamber: Chamber, charts: ChartList, incoming: Incoming) -> None:
+        self.slots.extend(charts.slots)
+        self.spec_ids.extend(charts.spec_ids)
+        self.counts.fromlist(incoming.counts)
+        self.units.fromlist(incoming.units)
+        at_ns = wire.time_ns(incoming.at, sample.received_ns)
+        self.reports.append(_Report(sample, chamber, charts, at_ns, incoming.run, None))
+
+    def add_examined(self, sample: Sample, chamber: Chamber, charts: ChartList, known: Examined) -> None:
+        first, n = len(self.counts), len(charts.slots)
+        self.slots.extend(charts.slots)
+        self.spec_ids.extend(charts.spec_ids)
+        if known.reset is None:
+            self.counts.fromlist(known.counts)
+            self.units.fromlist(known.units)
+        else:
+            self.counts.fromlist([0.0] * n)
+            self.units.fromlist([1.0] * n)
+            self._resets.append((first, first + n))
+        self._examined.add(len(self.reports))
+        self.reports.append(_Report(sample, chamber, charts, known.at_ns, known.run, known.reset))
+
+    def columns(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.uint8]]:
+        """(counts, units, ops) of every sample."""
+        n = len(self.counts)
+        ops = np.full(n, SAMPLE, dtype=np.uint8)
+        for first, last in self._resets:
+            ops[first:last] = RESET
+        if not n:
+            return np.empty(0), np.empty(0), ops
+        return np.frombuffer(self.counts), np.frombuffer(self.units), ops
+
+    def suspects(self) -> list[_Report]:
+        """Reports with a sample that no chart can judge, found in one pass over the columns."""
+        if not self.counts:
+            return []
+        counts, units, _ = self.columns()
+        good = (counts >= 0.0) & (counts <= wire.COUNT_MAX) & (counts == np.floor(counts))
+        good &= (units >= wire.UNITS_MIN) & (units <= wire.UNITS_MAX)
+        if good.all():
+            return []
+        ends = np.cumsum([len(report.charts.slots) for report in self.reports])
+        at = np.unique(np.searchsorted(ends, np.flatnonzero(~good), side="right"))
+        return [self.reports[i] for i in at.tolist()]
+
+
+class _Columns(NamedTuple):
+    u: list[float]
+    centre: list[Any]
+    lcl: list[Any]
+    ucl: list[Any]
+    flags: list[int]
+    phase: list[int]
+    stage: list[int]
+
+
+class _Outputs:
+    """The kernel's output columns, allocated once."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.u, self.centre, self.lcl, self.ucl = (np.zeros(size) for _ in range(4))
+        self.flags = np.zeros(size, dtype=np.uint16)
+        self.phase = np.zeros(size, dtype=np.uint8)
+        self.stage = np.zeros(size, dtype=np.uint32)
+
+    def upto(self, n: int) -> tuple[NDArray[Any], ...]:
+        columns = (self.u, self.centre, self.lcl, self.ucl, self.flags, self.phase, self.stage)
+        return tuple(column[:n] for column in columns)
+
+    def lists(self, n: int) -> _Columns:
+        """The columns as Python lists; null where a chart has no limits yet (NaN in the arrays)."""
+        columns = _Columns(*(column.tolist() for column in self.upto(n)))
+        for i in np.flatnonzero(self.phase[:n] == 0).tolist():
+            columns.centre[i] = columns.lcl[i] = columns.ucl[i] = None
+        return columns

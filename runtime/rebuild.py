@@ -1,0 +1,167 @@
+"""Puts stored verdicts back into the cache: the rebuild of a partition, and of a chamber on a miss."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from kernels import judge as kernel
+from kernels.state import RESET, SAMPLE
+from numpy.typing import NDArray
+
+from runtime.cache import Cache, CacheFull, Chamber
+from runtime.wire import StoredVerdict
+
+_COLUMNS = ("counts", "units", "flags", "phase", "basis", "stage")
+
+
+class Rebuild:
+    """Fills chambers that are not in the cache yet; `finish` makes them valid.
+
+    Never evicts: chambers that find no room stay out (``complete`` is then False), to be read on a miss.
+    """
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._filling: dict[str, Chamber] = {}
+        self._refused: set[str] = set()
+        self.complete = True
+        self.reports = 0
+
+    def take(self, partition: int, rows: Sequence[StoredVerdict]) -> bool:
+        """Puts rows back, of each chamber oldest first. Always True: rows of chambers that fit may follow."""
+        columns = _Columns()
+        for row in rows:
+            chamber = self._chamber(row.chamber, partition)
+            if chamber is None:
+                continue
+            try:
+                columns.add(self._cache, chamber, row, evict=False)
+            except CacheFull:
+                self._refuse(chamber, columns)
+                continue
+            chamber.seq, chamber.ordinal = row.seq, row.ordinal
+            self.reports += 1
+        columns.restore(self._cache)
+        return True
+
+    def finish(self) -> list[Chamber]:
+        """The chambers filled are valid from here on."""
+        chambers = list(self._filling.values())
+        self._cache.loaded(chambers)
+        self._filling.clear()
+        return chambers
+
+    def _chamber(self, name: str, partition: int) -> Chamber | None:
+        chamber = self._filling.get(name)
+        if chamber is None and name not in self._refused:
+            if self._cache.get(name) is not None:
+                return None  # it was in memory already, and what is there is at least as new
+            if not self._cache.has_room(1):
+                self._refused.add(name)
+                self.complete = False
+                return None
+            chamber = self._filling[name] = self._cache.add(name, partition)
+        return chamber
+
+    def _refuse(self, chamber: Chamber, columns: _Columns) -> None:
+        columns.restore(self._cache)  # rows of the others, before slots change hands
+        self._cache.drop(chamber)
+        del self._filling[chamber.name]
+        self._refused.add(chamber.name)
+        self.complete = False
+
+
+class _Columns:
+    """Stored samples as the kernel takes them."""
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        self.ops = bytearray()
+        self.slots: array[int] = array("i")
+        self.ordinals: list[int] = []
+        self.lengths: list[int] = []
+        self.counts: array[float] = array("d")
+        self.units: array[float] = array("d")
+        self.centres: array[float] = array("d")
+        self.flags: array[int] = array("H")
+        self.phases = bytearray()
+        self.bases: array[int] = array("I")
+        self.stages: array[int] = array("I")
+
+    def add(self, cache: Cache, chamber: Chamber, row: StoredVerdict, *, evict: bool) -> None:
+        charts = cache.resolve(chamber, bytes(row.charts), json=False, evict=evict)
+        assert charts is not None, "only possible names were ever judged"
+        n = len(charts.slots)
+        self.slots.extend(charts.slots)
+        self.ordinals.append(row.ordinal)
+        self.lengths.append(n)
+        if row.reset is not None:
+            self.ops += bytes([RESET]) * n
+            for column in (self.counts, self.units, self.centres):
+                column.extend(array("d", bytes(8 * n)))
+            self.flags.extend(array("H", bytes(2 * n)))
+            self.phases += bytes(n)
+            for words in (self.bases, self.stages):
+                words.extend(array("I", bytes(4 * n)))
+            return
+        assert all(len(getattr(row, name)) == n for name in _COLUMNS), f"verdict {row.seq} is ragged"
+        self.ops += bytes([SAMPLE]) * n
+        self.counts.fromlist(row.counts)
+        self.units.fromlist(row.units)
+        if None in row.centre:
+            self.centres.fromlist([0.0 if centre is None else centre for centre in row.centre])
+        else:
+            self.centres.fromlist(row.centre)  # type: ignore[arg-type]
+        self.flags.fromlist(row.flags)
+        self.phases += bytes(row.phase)
+        self.bases.fromlist(row.basis)
+        self.stages.fromlist(row.stage)
+
+    def restore(self, cache: Cache) -> None:
+        """One kernel call for what was added; then empty again."""
+        if self.slots:
+            arena = cache.arena
+            kernel.restore(
+                _as(self.ops, np.uint8),
+                _as(self.slots, np.int32),
+                _as(self.counts, np.float64),
+                _as(self.units, np.float64),
+                np.repeat(np.array(self.ordinals, dtype=np.uint32), self.lengths),
+                _as(self.flags, np.uint16),
+                _as(self.phases, np.uint8),
+                _as(self.centres, np.float64),
+                _as(self.bases, np.uint32),
+                _as(self.stages, np.uint32),
+                arena.state,
+                arena.sums,
+                arena.window,
+            )
+        self._clear()
+
+
+def _as(column: bytearray | array[Any], dtype: type[np.generic]) -> NDArray[Any]:
+    return np.frombuffer(column, dtype=dtype)
+
+
+def restore_chamber(cache: Cache, name: str, partition: int, rows: Iterable[StoredVerdict]) -> Chamber:
+    """A chamber read on a miss, evicting others for it. Raises CacheFull; the cache is then unchanged."""
+    chamber = cache.add(name, partition)
+    columns = _Columns()
+    chamber.pins += 1
+    try:
+        for row in rows:
+            columns.add(cache, chamber, row, evict=True)
+            chamber.seq, chamber.ordinal = row.seq, row.ordinal
+    except CacheFull:
+        chamber.pins -= 1
+        cache.drop(chamber)
+        raise
+    chamber.pins -= 1
+    columns.restore(cache)
+    cache.loaded([chamber])
+    return chamber

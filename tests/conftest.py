@@ -1,0 +1,54 @@
+"""Shared by all tests: coroutine tests run on uvloop; a real nats-server a module; settings that fit it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Iterator
+
+import pytest
+import uvloop
+from fleet import settings_for
+
+from runtime.config import Settings
+from runtime.embedded import NatsServer
+
+TEST_S_MAX = 60.0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Runs a coroutine test on a uvloop of its own, with a limit to its time."""
+    test = pyfuncitem.obj
+    if not inspect.iscoroutinefunction(test):
+        return None
+    names = pyfuncitem._fixtureinfo.argnames
+    arguments = {name: pyfuncitem.funcargs[name] for name in names}
+
+    async def limited() -> None:
+        async with asyncio.timeout(TEST_S_MAX):
+            await test(**arguments)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(limited())
+    return True
+
+
+@pytest.fixture(scope="module")
+def nats_server() -> Iterator[NatsServer]:
+    """A real nats-server with JetStream for the tests of one module, in a temporary store."""
+    with NatsServer() as server:
+        yield server
+
+
+@pytest.fixture
+def own_server() -> Iterator[NatsServer]:
+    """A nats-server for one test alone, which may kill it, stop it or restart it."""
+    with NatsServer() as server:
+        yield server
+
+
+@pytest.fixture
+def settings(nats_server: NatsServer) -> Settings:
+    """Settings with names of their own on the module's server."""
+    return settings_for(nats_server)

@@ -1,0 +1,87 @@
+"""A chart put back from its history goes on as one that never left memory."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given, settings
+
+from tests.kernels.arena import Arena, Event, Judged, bits, record
+from tests.kernels.oracle import Spec
+from tests.kernels.streams import arenas, random_events, with_basis
+
+SLOTS = 3
+
+
+def last_reports(history: list[Judged], depth: int, ordinal: int) -> list[Judged]:
+    """What a history of ``depth`` reports still has when the chamber's newest is ``ordinal``."""
+    return [row for row in history if row.event.ordinal > ordinal - depth]
+
+
+@settings(max_examples=150, deadline=None)
+@given(arenas())
+def test_a_restored_chart_gives_the_verdicts_of_one_that_never_left(
+    arena: tuple[random.Random, int, int],
+) -> None:
+    """Cut anywhere, with the last D reports or more as history: the next verdicts are the same, bit by bit."""
+    rng, window, depth = arena
+    events = random_events(rng, slots=SLOTS, window=window, depth=depth, length=300)
+    lasting = Arena(SLOTS, window, depth)
+    verdicts = lasting.judge(events)
+    for _ in range(8):
+        cut = rng.randint(0, len(events) - 1)
+        history = record(events[:cut], verdicts[:cut])
+        if cut and rng.random() < 0.8:
+            # The chamber's last report may be one without these charts.
+            latest = rng.randint(events[cut - 1].ordinal, max(events[cut - 1].ordinal, events[cut].ordinal - 1))
+            history = last_reports(history, depth, latest)
+        restored = Arena(SLOTS, window, depth, garbage=rng.randint(0, 255))
+        middle = rng.randint(0, len(history))
+        restored.restore(history[:middle])
+        restored.restore(history[middle:])
+        got = restored.judge(events[cut:])
+        for event, ours, theirs in zip(events[cut:], got, verdicts[cut:], strict=True):
+            assert bits(ours) == bits(theirs), (cut, event)
+
+
+def restored_verdicts(events: list[Event], cut: int, window: int, depth: int, latest: int) -> list[bytes]:
+    """Verdicts after a restart at ``cut``, when the chamber's newest report was ``latest``."""
+    verdicts = Arena(1, window, depth).judge(events[:cut])
+    arena = Arena(1, window, depth)
+    arena.restore(last_reports(record(events[:cut], verdicts), depth, latest))
+    return [bits(v) for v in arena.judge(events[cut:])]
+
+
+def test_phase_one_that_is_complete_but_partly_forgotten_goes_on_learning_in_both() -> None:
+    """Phase I completes, the chart is absent until its first samples are forgotten: no freeze, here or there."""
+    spec = with_basis(Spec("frozen", phase_one=6, minimum=2))
+    events = [Event(0, t, spec, float(3 + t % 3)) for t in range(6)]
+    events += [Event(0, t, spec, 4.0) for t in range(10, 20)]
+    expected = Arena(1, 8, 8).judge(events)
+    assert expected[6].phase == 1
+    assert restored_verdicts(events, 6, 8, 8, latest=9) == [bits(v) for v in expected[6:]]
+
+
+def test_phase_one_that_is_just_complete_freezes_after_a_restart() -> None:
+    """The sample that completes phase I is the newest in the history: the next one is judged frozen."""
+    spec = with_basis(Spec("frozen", phase_one=6, minimum=2))
+    events = [Event(0, t, spec, 40.0 if t == 2 else 4.0) for t in range(9)]
+    expected = Arena(1, 8, 8).judge(events)
+    assert (expected[5].phase, expected[6].phase, expected[6].centre) == (1, 2, 4.0)
+    assert restored_verdicts(events, 6, 8, 8, latest=5) == [bits(v) for v in expected[6:]]
+
+
+def test_a_frozen_centre_outlives_its_samples_by_way_of_the_verdicts() -> None:
+    """Phase I has left the history; the centre that later verdicts carry goes on."""
+    spec = with_basis(Spec("frozen", phase_one=3, minimum=2))
+    events = [Event(0, t, spec, float(3 + t % 3)) for t in range(60)]
+    expected = Arena(1, 8, 8).judge(events)
+    assert restored_verdicts(events, 50, 8, 8, latest=events[49].ordinal) == [bits(v) for v in expected[50:]]
+
+
+def test_a_spec_that_changes_and_changes_back_while_no_sample_comes_ends_no_stage() -> None:
+    """The slot keeps the basis that its samples were judged with, in memory and after a restart."""
+    spec = with_basis(Spec("moving", minimum=2))
+    events = [Event(0, t, spec, 4.0) for t in range(10)]
+    expected = Arena(1, 8, 8).judge(events)
+    assert restored_verdicts(events, 5, 8, 8, latest=4) == [bits(v) for v in expected[5:]]

@@ -209,20 +209,12 @@ def moving_runs(slot: Any, window: Any, s: int, newest_z: float, centre: float) 
 @device
 def next_registers(slot: Any, z: float) -> None:
     """Shift a sample into the run registers of a fixed centre."""
-    above = below = rising = falling = 0
-    if z > 0.0:
-        above = 1
-    elif z < 0.0:
-        below = 1
-    if slot["length"] > 0:
-        if z > slot["last_z"]:
-            rising = 1
-        elif z < slot["last_z"]:
-            falling = 1
-    slot["above"] = ((signed(slot["above"]) << 1) | above) & REGISTER
-    slot["below"] = ((signed(slot["below"]) << 1) | below) & REGISTER
-    slot["rising"] = ((signed(slot["rising"]) << 1) | rising) & REGISTER
-    slot["falling"] = ((signed(slot["falling"]) << 1) | falling) & REGISTER
+    last_z = slot["last_z"] if slot["length"] > 0 else z
+    # No branches on z: the CPU would guess every other of them wrong.
+    slot["above"] = ((signed(slot["above"]) << 1) | signed(z > 0.0)) & REGISTER
+    slot["below"] = ((signed(slot["below"]) << 1) | signed(z < 0.0)) & REGISTER
+    slot["rising"] = ((signed(slot["rising"]) << 1) | signed(z > last_z)) & REGISTER
+    slot["falling"] = ((signed(slot["falling"]) << 1) | signed(z < last_z)) & REGISTER
     slot["last_z"] = z
 
 

@@ -39,7 +39,7 @@ from kernels.chart import (
 )
 from kernels.jit import device, kernel, signed
 from kernels.prefetch import prefetch
-from kernels.state import ENTRY, JOURNAL, KIND_MASK, RESET, SLOT, SPEC, SUMS, Baseline, Phase
+from kernels.state import ENTRY, FROZE, HOLDS_ENTRY, HOLDS_SUMS, JOURNAL, KIND_MASK, RESET, SLOT, SPEC, SUMS, Baseline, Phase
 
 U1: TypeAlias = npt.NDArray[np.uint8]
 U2: TypeAlias = npt.NDArray[np.uint16]
@@ -122,18 +122,16 @@ def judge(
         past = journal[i]
         past["slot"] = slot
         past["index"] = s
-        past["has_entry"] = 0
-        past["has_sums"] = 0
-        past["froze"] = 0
-        out_u[i] = math.nan
-        out_centre[i] = math.nan
-        out_lcl[i] = math.nan
-        out_ucl[i] = math.nan
-        out_flags[i] = 0
-        out_phase[i] = LEARNING
-        out_stage[i] = 0
         if ops[i] == RESET:
+            past["holds"] = 0
             forget(slot)
+            out_u[i] = math.nan
+            out_centre[i] = math.nan
+            out_lcl[i] = math.nan
+            out_ucl[i] = math.nan
+            out_flags[i] = 0
+            out_phase[i] = LEARNING
+            out_stage[i] = 0
             continue
         spec = specs[signed(spec_ids[i])]
         ordinal = signed(ordinals[i])
@@ -141,9 +139,10 @@ def judge(
         kind = signed(spec["basis"]) & KIND_MASK
         fresh = slot["length"] == 0 or slot["basis"] != spec["basis"] or signed(slot["newest"]) < since
         moves = kind != GIVEN and (fresh or slot["frozen"] == 0)
+        holds = HOLDS_ENTRY
         if moves:
             past["sums"] = total
-            past["has_sums"] = 1
+            holds |= HOLDS_SUMS
         if fresh:
             forget(slot)
             slot["basis"] = spec["basis"]
@@ -154,7 +153,7 @@ def judge(
             expire(slot, total, window, s, since)
             if kind == FROZEN and slot["usable"] >= spec["phase_one"]:
                 freeze(slot, window, s, screened_centre(slot, total, window, s, spec["k"]))
-                past["froze"] = 1
+                holds |= FROZE
                 moves = False
         c = counts[i]
         size = units[i]
@@ -166,7 +165,11 @@ def judge(
         else:
             centre = slot["centre"]
         flags = 0
-        if centre != NO_CENTRE:
+        phase = LEARNING
+        lower = upper = math.nan
+        if centre == NO_CENTRE:
+            centre = math.nan
+        else:
             lower = lower_limit(centre, size, spec["k"])
             upper = upper_limit(centre, size, spec["k"])
             z = standardised(u, size, centre)
@@ -178,18 +181,19 @@ def judge(
                 next_registers(slot, z)
                 flags |= fixed_runs(slot, window, s, since)
             flags &= signed(spec["rules"])
-            out_centre[i] = centre
-            out_lcl[i] = lower
-            out_ucl[i] = upper
-            out_phase[i] = PHASE_ONE if moves and kind == FROZEN else PHASE_TWO
+            phase = PHASE_ONE if moves and kind == FROZEN else PHASE_TWO
         out_u[i] = u
+        out_centre[i] = centre
+        out_lcl[i] = lower
+        out_ucl[i] = upper
         out_flags[i] = flags
+        out_phase[i] = phase
         out_stage[i] = slot["stage"]
         usable = 1 if flags & RULE_1 == 0 or (moves and kind == FROZEN) else 0
         head = signed(slot["head"])
         past["entry"] = window[s, head]
         past["position"] = head
-        past["has_entry"] = 1
+        past["holds"] = holds
         push(slot, total, window, s, c, size, ordinal, usable, moves)
 
 
@@ -210,11 +214,12 @@ def undo(
         past = journal[i]
         s = signed(past["index"])
         state[s] = past["slot"]
-        if past["has_sums"] == 1:
+        holds = signed(past["holds"])
+        if holds & HOLDS_SUMS:
             sums[s] = past["sums"]
-        if past["has_entry"] == 1:
+        if holds & HOLDS_ENTRY:
             window[s, signed(past["position"])] = past["entry"]
-        if past["froze"] == 1:  # in phase I every remembered sample was usable
+        if holds & FROZE:  # in phase I every remembered sample was usable
             position = signed(state[s]["head"])
             for _ in range(signed(state[s]["length"])):
                 position -= 1

@@ -4,7 +4,7 @@
 array       dtype          bytes   holds
 ==========  =============  ======  =============================================================
 ``state``   ``SLOT[S]``    64      one cache line: all that a sample against a fixed centre needs
-``sums``    ``SUMS[S]``    64      what a baseline that still moves needs besides: exact sums
+``sums``    ``SUMS[S]``    32      what a baseline that still moves needs besides: exact sums
 ``window``  ``ENTRY[S,W]`` 24      the newest W samples of the chart's stage, a ring
 ==========  =============  ======  =============================================================
 
@@ -109,11 +109,11 @@ SUMS: Final = np.dtype(
         ("counts", "i8"),  # sum of the usable counts
         ("units_high", "i8"),  # sum of the usable units, fixed point: see kernels.exact
         ("units_low", "i8"),
-        ("reserved", "u1", (40,)),
+        ("reserved", "i8"),
     ],
     align=True,
 )
-"""Sums over the usable remembered samples, 64 bytes; valid while the baseline moves."""
+"""Sums over the usable remembered samples, 32 bytes; valid while the baseline moves."""
 
 ENTRY: Final = np.dtype(
     [
@@ -129,18 +129,23 @@ ENTRY: Final = np.dtype(
 JOURNAL: Final = np.dtype(
     [
         ("slot", SLOT),  # before the sample
-        ("sums", SUMS),  # before the sample, if has_sums
         ("entry", ENTRY),  # before the sample, at position
         ("index", "i4"),  # of the slot
         ("position", "u2"),  # in the ring
-        ("has_entry", "u1"),  # the sample took a place in the window
-        ("has_sums", "u1"),
-        ("froze", "u1"),  # marks of excluded samples were cleared
-        ("reserved", "u1", (7,)),
+        ("holds", "u1"),  # which parts were written, and are to be undone: HOLDS_..., FROZE
+        ("reserved", "u1"),
+        ("sums", SUMS),  # before the sample
     ],
     align=True,
 )
-"""What undoes one sample, 168 bytes; only the parts that its flags name are written."""
+"""What undoes one sample, 128 bytes: two cache lines, and what a fixed centre needs comes first."""
+
+HOLDS_ENTRY: Final = 1
+"""The sample took a place in the window."""
+HOLDS_SUMS: Final = 2
+"""The sums could change."""
+FROZE: Final = 4
+"""Phase I ended: marks of excluded samples were cleared."""
 
 
 def basis_of(kind: Baseline, *, centre: float = 0.0, k: float = 3.0, phase_one: int = 0) -> int:

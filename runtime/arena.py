@@ -117,8 +117,11 @@ class Arena:
     header: NDArray[np.uint64]
 
     def __init__(self, fd: int, shape: Shape) -> None:
-        """Maps *fd*, a memfd of at least ``shape.size_bytes`` bytes. What it held before is kept if it has
-        this very shape, and forgotten otherwise; `kept` says which."""
+        """Maps *fd*, a memfd. What it held before is kept if it has this very shape, and forgotten
+        otherwise; `kept` says which. Pages come as they are touched."""
+        if os.fstat(fd).st_size != shape.size_bytes:
+            os.ftruncate(fd, 0)
+            os.ftruncate(fd, shape.size_bytes)
         self.fd, self.shape = fd, shape
         self._memory = mmap.mmap(fd, shape.size_bytes)
         offset = 0
@@ -139,10 +142,3 @@ class Arena:
         self.chambers["used"] = FREE
         self.keys["used"] = FREE
         self.flights["state"] = 0
-
-
-def create_memory(size_bytes: int, name: str) -> int:
-    """A descriptor of anonymous memory of this size; pages come as they are touched."""
-    fd = os.memfd_create(name)
-    os.ftruncate(fd, size_bytes)
-    return fd

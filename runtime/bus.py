@@ -25,8 +25,10 @@ from runtime.connection import (
 )
 from runtime.errors import CredentialsRefused, DefenderError, ServerUnreachable, SettingsError
 from runtime.frames import (
+    Delivery,
     Message,
     backoff_s,
+    delivery_of,
     frame_hpub,
     frame_pub,
     frame_stored,
@@ -35,6 +37,7 @@ from runtime.frames import (
     status_of,
 )
 from runtime.jetstream import (
+    TRANSIENT,
     ApiError,
     BatchAbandoned,
     BatchAck,
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BATCH_MESSAGES_MAX",
+    "TRANSIENT",
     "ApiError",
     "BatchAbandoned",
     "BatchAck",
@@ -60,6 +64,7 @@ __all__ = [
     "BatchTooLarge",
     "Connection",
     "Deliver",
+    "Delivery",
     "Disconnected",
     "Message",
     "NoAnswer",
@@ -69,6 +74,7 @@ __all__ = [
     "WrongLastSequence",
     "backoff_s",
     "connect",
+    "delivery_of",
     "frame_hpub",
     "frame_pub",
     "frame_stored",

@@ -8,7 +8,6 @@ names the variable. Nothing here shows a secret: neither `sources`, nor an error
 
 from __future__ import annotations
 
-import math
 import operator
 import os
 import re
@@ -394,12 +393,9 @@ def _parse(name: str, text: str) -> Any:
     if issubclass(base, Enum):
         text = text.lower()
     try:
-        value = msgspec.convert(text, type=_FIELDS[name].type, strict=False)
+        return msgspec.convert(text, type=_FIELDS[name].type, strict=False)
     except msgspec.ValidationError:
         raise SettingsError(name.upper(), f"{_shown(name, text)!r} is not {_expected(name)}") from None
-    if isinstance(value, float) and not math.isfinite(value):
-        raise SettingsError(name.upper(), f"{text!r} is not {_expected(name)}")
-    return value
 
 
 def _metas(name: str) -> list[Meta]:

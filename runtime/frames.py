@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from random import Random
-from typing import Final
+from typing import Final, NamedTuple
 
 _CRLF: Final = b"\r\n"
 
@@ -81,3 +81,23 @@ def backoff_s(attempt: int, first_s: float, most_s: float, random: Random) -> fl
     """Pause before try *attempt* (0, 1, …): doubling up to *most_s*, its upper half drawn at random."""
     whole_s = min(most_s, first_s * 2.0 ** min(attempt, 30))
     return whole_s * (0.5 + 0.5 * random.random())
+
+
+class Delivery(NamedTuple):
+    """What the reply subject of a delivered message says: ``$JS.ACK.…``."""
+
+    seq: int
+    delivered: int
+    time_ns: int
+    pending: int
+
+
+def delivery_of(reply: bytes) -> Delivery:
+    """Sequence in the stream, times delivered, time of storage, messages left. Raises ValueError."""
+    tokens = reply.split(b".")
+    # 9 tokens, or 11 and more: with domain and account before the stream, and perhaps one random at the end.
+    first = 4 if len(tokens) == 9 else 6
+    if tokens[:2] != [b"$JS", b"ACK"] or len(tokens) < first + 5:
+        raise ValueError(f"{reply!r} is not the reply subject of a JetStream message")
+    delivered, seq, _, time_ns, pending = map(int, tokens[first : first + 5])
+    return Delivery(seq, delivered, time_ns, pending)

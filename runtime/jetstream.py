@@ -28,6 +28,10 @@ class PayloadTooLarge(DefenderError):
     """A message is above the server's max_payload; sending it would end the connection."""
 
 
+TRANSIENT: Final = (Disconnected, NoAnswer, JetStreamOff, ServerStorageFull)
+"""Errors of a request that waiting may heal: the same request can be made again."""
+
+
 class ApiError(DefenderError):
     """JetStream refused a request; *err_code* is the server's number for the cause."""
 

@@ -49,6 +49,11 @@ class Sample(NamedTuple):
     received_ns: int
     payload: bytes
 
+    @property
+    def key(self) -> tuple[int, int]:
+        """Sequences are numbered by stream, so only together with the partition are they one of a kind."""
+        return self.partition, self.seq
+
 
 class _Report(NamedTuple):
     """A decoded report on its way through the batch; its samples are ``[first, first + len(charts))``."""
@@ -106,12 +111,12 @@ class Judge:
             self._spec_rows = np.array([spec_row(**row) for row in compile_specs(self.cache.specs)], dtype=SPEC)
             self._basis = self._spec_rows["basis"].copy()
         batch, work = Batch(), _Work()
-        examined: dict[int, Examined] = {}
+        examined: dict[tuple[int, int], Examined] = {}
         self._decode(samples, batch, work, examined)
         suspects = work.suspects()
         if suspects:
             for report in suspects:
-                examined[report.sample.seq] = examine(report.sample, self.limits)
+                examined[report.sample.key] = examine(report.sample, self.limits)
             batch, work = Batch(), _Work()
             self._decode(samples, batch, work, examined)
             assert not work.suspects(), "what was examined is good"
@@ -120,13 +125,17 @@ class Judge:
         return batch
 
     def _decode(
-        self, samples: Sequence[Sample], batch: Batch, work: _Work, examined: dict[int, Examined]
+        self, samples: Sequence[Sample], batch: Batch, work: _Work, examined: dict[tuple[int, int], Examined]
     ) -> None:
         get, room = self.cache.chambers.get, self._out.size
         missing: set[str] = set()
         newest: dict[Chamber, int] = {}
         for at, sample in enumerate(samples):
             chamber = get(sample.chamber)
+            if chamber is None and name_problem(sample.chamber) is not None:
+                self._reject(sample, examine(sample, self.limits).problems, batch)
+                batch.rejected.append(sample)
+                continue
             if chamber is None or sample.chamber in missing:
                 batch.missing.append(sample)
                 missing.add(sample.chamber)
@@ -150,13 +159,13 @@ class Judge:
         chamber: Chamber,
         batch: Batch,
         work: _Work,
-        examined: dict[int, Examined],
+        examined: dict[tuple[int, int], Examined],
         room: int,
     ) -> bool:
         """Takes one report into the batch, or to the rejected ones; False when the batch has no room."""
         charts: ChartList | None = None
         incoming: Incoming | None = None
-        known = examined.get(sample.seq)
+        known = examined.get(sample.key)
         if known is None:
             try:
                 incoming = wire.decode_incoming(sample.payload)
@@ -173,7 +182,7 @@ class Judge:
                         return False
                     work.add(sample, chamber, charts, incoming)
                     return True
-            known = examined[sample.seq] = examine(sample, self.limits)
+            known = examined[sample.key] = examine(sample, self.limits)
         return self._take_examined(sample, chamber, known, batch, work, room)
 
     def _take_examined(
@@ -186,13 +195,23 @@ class Judge:
             return False
         charts = self.cache.resolve_names(chamber, names)
         if known.problems:
-            batch.rejections.append(rejection(sample, known.problems, self.cache.names))
-            batch.reasons.extend(problem.reason for problem in known.problems)
+            self._reject(sample, known.problems, batch)
         if known.reset is None and not names:
             batch.rejected.append(sample)
         else:
             work.add_examined(sample, chamber, charts, known)
         return True
+
+    def refuse(self, sample: Sample, batch: Batch) -> None:
+        """Rejects a report that does not even fit when nothing is in flight: its chamber has too many charts."""
+        slots = self.cache.arena.shape.slots
+        detail = f"the chamber has more charts than the cache of a worker ({slots}); raise CACHE_MB"
+        self._reject(sample, [Problem(Reason.TOO_MANY_CHARTS, detail)], batch)
+        batch.rejected.append(sample)
+
+    def _reject(self, sample: Sample, problems: list[Problem], batch: Batch) -> None:
+        batch.rejections.append(rejection(sample, problems, self.cache.names))
+        batch.reasons.extend(problem.reason for problem in problems)
 
     def _run(self, batch: Batch, work: _Work) -> None:
         n, reports = len(work.counts), work.reports

@@ -15,9 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from runtime import log
-from runtime.bus import ApiError, Connection, NotFound
-from runtime.errors import DefenderError, JetStreamOff, ResourceDiffers, SettingsError
+from runtime.bus import ApiError, Connection, NotFound, within
+from runtime.errors import DefenderError, ResourceDiffers, SettingsError
 from runtime.names import Names
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ def wanted(settings: Settings) -> list[Wanted]:
 
 
 def differences(found: Config, want: Wanted) -> list[str]:
-    """What of *found*, the server's configuration, breaks a rule; each line names field, values and remedy."""
+    """What of *found*, the server's configuration, breaks a rule: field, values and remedy in a line each."""
     return [
         f"{want.title}: {rule.field} is {_shown(found.get(rule.field))}, must be {rule.wanted}; {rule.remedy}"
         for rule in want.rules
@@ -100,11 +102,11 @@ async def ensure(connection: Connection, settings: Settings) -> None:
     timeout_s = settings.request_timeout_s
     async with asyncio.TaskGroup() as group:
         ensured = [group.create_task(_outcome(connection, want, timeout_s)) for want in wanted(settings)]
-    problems = [task.result() for task in ensured if task.result() is not None]
+    problems = [problem for task in ensured if (problem := task.result()) is not None]
+    if len(problems) > 1 and all(isinstance(problem, ResourceDiffers) for problem in problems):
+        raise ResourceDiffers(" | ".join(map(str, problems)))
     if problems:
-        first = problems[0]
-        assert first is not None
-        raise first
+        raise problems[0]
     if settings.names.shards > 1:
         await _check_mapping(connection, settings.names, timeout_s)
 
@@ -156,23 +158,178 @@ async def _create(connection: Connection, want: Wanted, timeout_s: float) -> dic
 async def _check_mapping(connection: Connection, names: Names, timeout_s: float) -> None:
     """Publishes samples that no stream keeps (they expect a stream of another name) and sees who refuses."""
     for probe in (f"mapping-check-{number}" for number in range(_PROBES)):
-        expected = names.samples_stream(names.partition_of(probe))
-        try:
-            reply = await connection.call(
-                names.sample(probe), headers=b"Nats-Expected-Stream:none\r\n", timeout_s=timeout_s
-            )
-            found = _refusing_stream(reply.payload)
-        except (DefenderError, ValueError) as error:
-            found = str(error)
+        subject, expected = names.sample(probe), names.samples_stream(names.partition_of(probe))
+        reply = await within(
+            connection.ask(subject, headers=b"Nats-Expected-Stream:none\r\n"), timeout_s, subject
+        )
+        found = "no stream" if reply.status == b"503" else msgspec.json.decode(reply.payload).get("stream")
         if found != expected:
             mapping = f'"{names.root}.sample.*": "{_destination(names)}"'
             raise ResourceDiffers(
-                f"account mapping: {names.sample(probe)} reaches {found!r}, must reach {expected!r}; "
-                f"give our account in nats-server's configuration: mappings {{ {mapping} }}"
+                f"account mapping: {subject} reaches {found}, must reach {expected} with {names.partitions} "
+                f"PARTITIONS; configure in nats-server, for our account: mappings {{ {mapping} }}"
             )
 
 
-def _refusing_stream(payload: bytes) -> str:
-    import msgspec
+def _destination(names: Names) -> str:
+    return f"{names.root}.in.{{{{partition({names.partitions},1)}}}}.{{{{wildcard(1)}}}}"
 
-    return msgspec.json.decode(payload, type=dict[str, Any]).get("stream", "")  # type: ignore
+
+def _ns(seconds: float) -> int:
+    return round(seconds * 1e9)
+
+
+def _stream(settings: Settings, name: str, subjects: list[str], **more: Any) -> Config:
+    return {
+        "name": name,
+        "subjects": subjects,
+        "retention": "limits",
+        "storage": "file",
+        "discard": "old",
+        "num_replicas": settings.stream_replicas,
+        "duplicate_window": _ns(settings.duplicate_window_s),
+        "allow_direct": True,
+        **more,
+    }
+
+
+def _same(field: str, value: Any, remedy: str) -> Rule:
+    return Rule(field, lambda found: (found or value.__class__()) == value, _shown(value), remedy)
+
+
+def _at_least(field: str, value: int, remedy: str) -> Rule:
+    """0 and -1 mean without limit to the server."""
+    return Rule(field, lambda found: (found or -1) < 0 or found >= value, f">= {_shown(value)}", remedy)
+
+
+def _window(settings: Settings, name: str) -> Rule:
+    window_ns = _ns(settings.duplicate_window_s)
+    return Rule(
+        "duplicate_window",
+        lambda found: (found or 0) >= window_ns,
+        f">= {_shown(window_ns)}",
+        f"nats stream edit {name} --dupe-window={settings.duplicate_window_s}s, or lower DUPLICATE_WINDOW_S",
+    )
+
+
+def _common(settings: Settings, name: str, config: Config, setting: str) -> tuple[Rule, ...]:
+    other = f"choose another {setting} or SUBJECT_ROOT, or delete the stream"
+    return (
+        Rule(
+            "subjects",
+            lambda found: sorted(found or []) == sorted(config["subjects"]),
+            _shown(config["subjects"]),
+            f"{other}; PARTITIONS must be what it was when the stream was made",
+        ),
+        _same("retention", "limits", other),
+        Rule("sealed", lambda found: not found, "false", other),
+        Rule("no_ack", lambda found: not found, "false", f"nats stream edit {name} --ack"),
+        _window(settings, name),
+    )
+
+
+def _samples(settings: Settings, shard: int) -> Wanted:
+    names = settings.names
+    partitions = names.partitions_of_shard(shard)
+    name = names.samples_stream(partitions[0])
+    more: Config = {"max_age": _ns(settings.samples_max_age_s)}
+    rules: tuple[Rule, ...] = ()
+    subjects = [names.incoming(partition) for partition in partitions]
+    if names.shards == 1:
+        subjects = [names.sample("*")]
+        more["subject_transform"] = {"src": names.sample("*"), "dest": _destination(names)}
+        remedy = "set PARTITIONS to what it was when the stream was made, or delete the stream"
+        rules = (_same("subject_transform", more["subject_transform"], remedy),)
+    config = _stream(settings, name, subjects, **more)
+    enough = _at_least("max_consumers", 2 * len(partitions), f"nats stream edit {name} --max-consumers=-1")
+    common = _common(settings, name, config, "STREAM_SAMPLES")
+    return Wanted(f"stream {name}", config, (*common, *rules, enough))
+
+
+def _verdicts(settings: Settings, shard: int) -> Wanted:
+    names = settings.names
+    partitions = names.partitions_of_shard(shard)
+    name = names.verdicts_stream(partitions[0])
+    subjects = [names.verdict(partition) for partition in partitions]
+    if names.shards == 1:
+        subjects = [f"{names.root}.verdict.*.*"]
+    depth = settings.history_depth
+    config = _stream(settings, name, subjects, max_msgs_per_subject=depth, allow_atomic=True)
+    deeper = f"nats stream edit {name} --max-msgs-per-subject={depth}, or lower HISTORY_DEPTH"
+    rules = (
+        _at_least("max_msgs_per_subject", depth, deeper),
+        _same("allow_direct", True, f"nats stream edit {name} --allow-direct"),
+    )
+    return Wanted(
+        f"stream {name}",
+        config,
+        (*_common(settings, name, config, "STREAM_VERDICTS"), *_appended(name), *rules),
+    )
+
+
+def _appended(name: str) -> tuple[Rule, ...]:
+    """Streams that we write: a full one must drop its oldest, not refuse; batches are atomic."""
+    return (
+        _same(
+            "allow_atomic", True, f"nats stream edit {name} --allow-batch; it needs nats-server 2.12 or newer"
+        ),
+        _same("discard", "old", f"nats stream edit {name} --discard=old"),
+    )
+
+
+def _log_stream(settings: Settings, name: str, subject: str, max_age_s: int, setting: str) -> Wanted:
+    config = _stream(settings, name, [subject], max_age=_ns(max_age_s), allow_atomic=True)
+    return Wanted(f"stream {name}", config, (*_common(settings, name, config, setting), *_appended(name)))
+
+
+def _bucket(
+    settings: Settings, bucket: str, ttl_s: float, setting: str, *, history: int = 1, markers: bool = False
+) -> Wanted:
+    """A key-value bucket is the stream ``KV_<bucket>``. *markers*: the server tells of keys that expire."""
+    ttl_ns = _ns(ttl_s)
+    subjects = [f"$KV.{bucket}.>"]
+    config: Config = {
+        "name": f"{_KV}{bucket}",
+        "subjects": subjects,
+        "retention": "limits",
+        "storage": "file",
+        "discard": "new",
+        "num_replicas": settings.stream_replicas,
+        "duplicate_window": min(ttl_ns, _ns(120)) or _ns(120),
+        "max_msgs_per_subject": history,
+        "max_age": ttl_ns,
+        "allow_rollup_hdrs": True,
+        "deny_delete": True,
+        "allow_direct": True,
+    }
+    change = f"nats stream edit {_KV}{bucket}"
+    other = f"choose another bucket name, or delete the bucket {bucket}"
+    rules = [
+        _same("subjects", subjects, other),
+        _same("retention", "limits", other),
+        _same("max_age", ttl_ns, f"{change} --max-age={ttl_s:g}s, or correct {setting}"),
+        _same("allow_direct", True, f"{change} --allow-direct"),
+        _at_least("max_msgs_per_subject", history, f"{change} --max-msgs-per-subject={history}"),
+    ]
+    if markers:
+        config |= {"allow_msg_ttl": True, "subject_delete_marker_ttl": max(ttl_ns, _ns(1))}
+        rules.append(
+            Rule(
+                "subject_delete_marker_ttl",
+                lambda found: (found or 0) > 0,
+                _shown(config["subject_delete_marker_ttl"]),
+                f"{change} --allow-msg-ttl --subject-del-markers-ttl={ttl_s:g}s; it needs nats-server 2.11",
+            )
+        )
+    return Wanted(f"bucket {bucket}", config, tuple(rules))
+
+
+def _shown(value: Any) -> str:
+    """For people: long times in seconds, long lists cut."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower() if value is not None else "not set"
+    if isinstance(value, int) and value >= 100_000_000:
+        return f"{value / 1e9:g} s"
+    if isinstance(value, list) and len(value) > 3:
+        return f"{', '.join(map(str, value[:3]))} … ({len(value)})"
+    return str(value)

@@ -139,6 +139,9 @@ def test_a_partition_on_the_move_is_shown_once_with_its_newest_epoch(board: Boar
     board.worker(2).set_epoch(1, 11)
     board.worker(2).set_lag(1, 3)
     assert board.partitions_owned() == {1: (11, 3)}
+    board.worker(0).set_epoch(1, 12)
+    assert board.partitions_owned() == {1: (12, 99)}
+    board.worker(0).set_epoch(1, 10)
     board.worker(2).set_epoch(1, 0)
     assert board.worker(2).lag(1) == 0
     assert board.partitions_owned() == {1: (10, 99)}

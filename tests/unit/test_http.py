@@ -195,7 +195,7 @@ def test_a_port_that_is_taken_is_an_error_that_names_the_setting() -> None:
             port = taken.getsockname()[1]
             with pytest.raises(SettingsError, match=f"HTTP_PORT: {port} is taken"):
                 await serve("127.0.0.1", port, pod.probes, pod.metrics)
-        with pytest.raises(SettingsError, match="HTTP_HOST: cannot listen at '192.0.2.1'"):
+        with pytest.raises(SettingsError, match=r"HTTP_HOST: cannot listen at '192\.0\.2\.1'"):
             await serve("192.0.2.1", 0, pod.probes, pod.metrics)
         pod.board.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import time
 import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -65,6 +66,20 @@ def test_a_line_has_time_level_event_and_the_fields_bound_to_it() -> None:
     }
     assert second["level"] == "warning"
     assert "partition" not in second
+
+
+def test_the_time_of_a_json_line_is_utc_wherever_the_pod_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "XXX-9")
+    time.tzset()
+    try:
+        stream = io.StringIO()
+        log.setup("json", "info", stream)
+        log.get("x").info("event")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    at = datetime.fromisoformat(str(json_lines(stream)[0]["time"]))
+    assert abs(datetime.now(UTC) - at) < timedelta(minutes=1)
 
 
 def test_an_exception_is_one_line_with_its_trace() -> None:

@@ -1,0 +1,209 @@
+"""Samples a second of the kernels, one core, over a 100 MB arena with a window of 256.
+
+Gates (environment BENCH_GATE=0 reports only): a chart with a fixed centre, random slots 8 million
+samples/s, slots in order 20 million. The baseline of the same run does the least that such an
+update must: read, change and write a 64-byte record of a random slot, write one window entry, read three
+input columns, write seven output columns.
+
+Inputs are drawn with SEED; the checksum is CRC-32 over the outputs of the last call.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+
+from kernels import judge as kernels
+from kernels.state import ENTRY, JOURNAL, SLOT, SPEC, SUMS, Baseline, spec_row
+
+SEED = 20240611
+WINDOW = 256
+DEPTH = 256
+ARENA_BYTES = 100_000_000
+SLOTS = ARENA_BYTES // (SLOT.itemsize + SUMS.itemsize + WINDOW * ENTRY.itemsize)
+BATCH = 4096
+CALLS = 64
+GATE = os.environ.get("BENCH_GATE", "1") != "0"
+
+
+@dataclass
+class Rig:
+    """An arena and the columns of CALLS batches."""
+
+    slots: Any
+    spec: tuple[Any, ...]
+    state: Any = field(default_factory=lambda: np.zeros(SLOTS, SLOT))
+    sums: Any = field(default_factory=lambda: np.zeros(SLOTS, SUMS))
+    window: Any = field(default_factory=lambda: np.zeros((SLOTS, WINDOW), ENTRY))
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng(SEED)
+        n = BATCH * CALLS
+        self.ops = np.zeros(BATCH, np.uint8)
+        self.spec_ids = np.zeros(BATCH, np.int32)
+        self.units = rng.uniform(10.0, 50.0, n)
+        self.counts = rng.poisson(0.2 * self.units).astype(np.float64)
+        self.specs = np.array([self.spec], SPEC)
+        self.journal = np.zeros(BATCH, JOURNAL)
+        self.floats = [np.zeros(BATCH) for _ in range(4)]
+        self.flags = np.zeros(BATCH, np.uint16)
+        self.phase = np.zeros(BATCH, np.uint8)
+        self.stage = np.zeros(BATCH, np.uint32)
+        self.next_ordinal = np.zeros(SLOTS, np.uint32)
+        self.fill()
+
+    def fill(self) -> None:
+        """Every window full: WINDOW samples a chart."""
+        every = np.arange(SLOTS, dtype=np.int32)
+        for _ in range(WINDOW):
+            for first in range(0, SLOTS, BATCH):
+                self.call(every[first : first + BATCH], 0)
+
+    def call(self, slots: Any, first: int) -> None:
+        """Judge one batch: the chart's next report each (a slot drawn twice is a few reports on)."""
+        n = len(slots)
+        ordinals = self.next_ordinal[slots]
+        self.next_ordinal[slots] += 1
+        self.judge(slots, ordinals, first, n)
+
+    def judge(self, slots: Any, ordinals: Any, first: int, n: int) -> None:
+        """One kernel call."""
+        kernels.judge(
+            self.ops[:n],
+            slots,
+            self.spec_ids,
+            self.counts[first : first + n],
+            self.units[first : first + n],
+            ordinals,
+            self.specs,
+            DEPTH,
+            self.state,
+            self.sums,
+            self.window,
+            self.journal,
+            *self.floats,
+            self.flags,
+            self.phase,
+            self.stage,
+        )
+
+    def batches(self) -> list[tuple[Any, Any, int]]:
+        """Columns of all calls, made beforehand."""
+        made = []
+        for i in range(CALLS):
+            slots = self.slots[i * BATCH : (i + 1) * BATCH]
+            made.append((slots, self.next_ordinal[slots], i * BATCH))
+            self.next_ordinal[slots] += 1
+        return made
+
+    def checksum(self) -> str:
+        """Of the last call's outputs."""
+        crc = 0
+        for column in (*self.floats, self.flags, self.phase, self.stage):
+            crc = zlib.crc32(column.tobytes(), crc)
+        return f"{crc:08x}"
+
+
+def random_slots() -> Any:
+    """Slots as they come from many chambers: uniformly random."""
+    return np.random.default_rng(SEED).integers(0, SLOTS, BATCH * CALLS).astype(np.int32)
+
+
+def slots_in_order() -> Any:
+    """Slots as one chamber's many charts lie: side by side."""
+    return (np.arange(BATCH * CALLS) % SLOTS).astype(np.int32)
+
+
+GIVEN = spec_row(Baseline.GIVEN, centre=0.2, rules=15)
+FROZEN = spec_row(Baseline.FROZEN, rules=15, phase_one=25, minimum=5)
+MOVING = spec_row(Baseline.MOVING, rules=15, minimum=20)
+
+
+@numba.njit(error_model="numpy")
+def least(
+    slots: Any, counts: Any, units: Any, ordinals: Any, state: Any, window: Any, f0: Any, f1: Any, f2: Any, f3: Any,
+    flags: Any, phase: Any, stage: Any,
+) -> None:
+    """The least that an update must touch."""
+    for i in range(slots.shape[0]):
+        s = slots[i]
+        slot = state[s]
+        head = np.int64(slot["head"])
+        slot["last_z"] += counts[i]
+        slot["newest"] = ordinals[i]
+        slot["above"] = slot["above"] << 1
+        entry = window[s, head]
+        entry["count"] = counts[i]
+        entry["units"] = units[i]
+        entry["ordinal"] = ordinals[i]
+        head += 1
+        slot["head"] = 0 if head == window.shape[1] else head
+        f0[i] = slot["last_z"]
+        f1[i] = counts[i]
+        f2[i] = units[i]
+        f3[i] = slot["centre"]
+        flags[i] = slot["above"]
+        phase[i] = 2
+        stage[i] = slot["stage"]
+
+
+def least_per_s(rig: Rig) -> float:
+    """Samples/s of ``least`` over the rig's slots, best of 5."""
+    import time
+
+    batches = rig.batches()
+    best = 0.0
+    for _ in range(6):
+        started = time.perf_counter()
+        for slots, ordinals, first in batches:
+            least(
+                slots, rig.counts[first : first + BATCH], rig.units[first : first + BATCH], ordinals,
+                rig.state, rig.window, *rig.floats, rig.flags, rig.phase, rig.stage,
+            )
+        best = max(best, BATCH * CALLS / (time.perf_counter() - started))
+    return best
+
+
+def report(benchmark: Any, name: str, rig: Rig, baseline_per_s: float) -> float:
+    """Print one line; returns samples/s (best round)."""
+    per_s = BATCH * CALLS / benchmark.stats.stats.min
+    benchmark.extra_info.update(samples_per_s=per_s, ratio=per_s / baseline_per_s, checksum=rig.checksum(), seed=SEED)
+    print(
+        f"\n{name}: {per_s / 1e6:.1f} M samples/s, {per_s / baseline_per_s:.2f} of the least update "
+        f"({baseline_per_s / 1e6:.1f} M/s), {SLOTS} slots, seed {SEED}, checksum {rig.checksum()}"
+    )
+    return per_s
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "order", "gate_per_s"),
+    [
+        ("given, random slots", GIVEN, random_slots, 8e6),
+        ("frozen, random slots", FROZEN, random_slots, 8e6),
+        ("moving, random slots", MOVING, random_slots, 0.0),
+        ("given, slots in order", GIVEN, slots_in_order, 20e6),
+        ("frozen, slots in order", FROZEN, slots_in_order, 20e6),
+        ("moving, slots in order", MOVING, slots_in_order, 0.0),
+    ],
+)
+def test_judge(benchmark: Any, name: str, spec: tuple[Any, ...], order: Callable[[], Any], gate_per_s: float) -> None:
+    """Steady state: every window is full."""
+    rig = Rig(order(), spec)
+
+    def batches() -> tuple[tuple[Any], dict[str, Any]]:
+        return (rig.batches(),), {}
+
+    def run(made: list[tuple[Any, Any, int]]) -> None:
+        for slots, ordinals, first in made:
+            rig.judge(slots, ordinals, first, BATCH)
+
+    benchmark.pedantic(run, setup=batches, rounds=12, warmup_rounds=2)
+    per_s = report(benchmark, name, rig, least_per_s(rig))
+    assert not GATE or per_s >= gate_per_s

@@ -1,0 +1,53 @@
+"""The typer application: which commands there are."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import runtime
+from runtime.cli import basics, follow, publish, specs, status
+
+app = typer.Typer(
+    name="defender",
+    help="Judges the process chambers of a fab by u-charts. Settings come from the environment: defender config.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(basics.run)
+app.command()(publish.publish)
+app.command()(follow.verdicts)
+app.command()(follow.alarms)
+app.command()(follow.rejected)
+app.command()(status.status)
+app.command()(status.where)
+app.add_typer(specs.app, name="specs")
+app.command()(basics.config)
+app.command()(basics.schema)
+app.command()(basics.warm)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"defender {runtime.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def execute(argv: list[str]) -> int:
+    """Runs one command and returns its exit code; DefenderErrors pass through."""
+    try:
+        app(argv, prog_name="defender")
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
+    return 0

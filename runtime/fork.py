@@ -1,0 +1,81 @@
+"""The way from a supervisor to a forked worker, without importing in the supervisor what workers need.
+
+The supervisor imports neither numba nor NumPy: the fork server does, before anything is forked.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection as Pipe
+from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import DupFd
+from types import ModuleType
+from typing import Any, Final
+
+from runtime import log
+from runtime.config import Settings
+
+_WORKER: Final = "runtime.worker"
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a worker is started with. ``memory`` and ``board`` are descriptors on their way to it."""
+
+    index: int
+    stable_id: str
+    settings: Settings
+    pipe: Pipe
+    memory: Any
+    board: Any
+
+
+def start_server(kernel_cache: str) -> None:
+    """Starts the fork server, which loads the kernels while the supervisor goes on with its claim."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # importing numpy would start threads
+    if kernel_cache:
+        os.environ["NUMBA_CACHE_DIR"] = kernel_cache
+    context: Any = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([_WORKER])
+    forkserver.ensure_running()
+
+
+def start_worker(
+    index: int, stable_id: str, settings: Settings, memory_fd: int, board_fd: int
+) -> tuple[BaseProcess, Pipe]:
+    """Forks a worker; its process, and our end of the pipe to it."""
+    ours, theirs = multiprocessing.Pipe()
+    start = Start(index, stable_id, settings, theirs, DupFd(memory_fd), DupFd(board_fd))
+    context: Any = multiprocessing.get_context("forkserver")
+    process: BaseProcess = context.Process(target=enter, args=(start,), name=f"worker-{index}")
+    with _without_main():
+        process.start()
+    theirs.close()
+    return process, ours
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """multiprocessing would run the program's main module again in each worker; ours need nothing of it."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def enter(start: Start) -> None:
+    """The first function of a forked worker."""
+    preloaded = _WORKER in sys.modules  # CPython says nothing when a preload fails
+    from runtime import worker
+
+    if not preloaded:
+        log.get("worker").warning("the fork server did not preload the kernels", worker=start.index)
+    worker.main(start)

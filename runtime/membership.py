@@ -1,0 +1,128 @@
+"""Heartbeats: each defender tells every 2 s that it lives, who it is and how it fares.
+
+The key is the pod's UID, written by that pod alone and gone when its bucket's TTL passes. Nothing is
+decided by a heartbeat here: IDs by claims, partitions by ownership records. People see it in
+``defender status``, and pods that wait find their order in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import platform
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+import msgspec
+
+from runtime import log
+from runtime.bucket import Bucket, Entry
+from runtime.bus import TRANSIENT
+
+_LOG = log.get("membership")
+_PACKAGES: Final = ("tfdc-defender", "nats-py", "msgspec")
+
+
+class State(StrEnum):
+    """What a defender is doing."""
+
+    STARTING = "starting"
+    STANDBY = "standby"
+    ACTIVE = "active"
+    DRAINING = "draining"
+
+
+class Load(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a defender fares; sums over its workers."""
+
+    workers: int = 0
+    partitions: int = 0
+    reports: int = 0
+    samples: int = 0
+    lag: int = 0
+    slots_used: int = 0
+    slots_total: int = 0
+
+
+class Heartbeat(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The value of a heartbeat's key. Readers ignore what they do not know."""
+
+    pod_uid: str
+    pod_name: str
+    track: str
+    revision: str
+    state: State
+    at: datetime
+    stable_id: str | None = None
+    standby: str = ""
+    ring_version: int = 0
+    load: Load = Load()
+    versions: dict[str, str] = {}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of what decides how we behave."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def decode_heartbeats(entries: Mapping[str, Entry]) -> dict[str, Heartbeat]:
+    """The living heartbeats by pod UID. A value that is no heartbeat of ours is left out."""
+    heartbeats: dict[str, Heartbeat] = {}
+    for key, entry in entries.items():
+        if entry.value is not None:
+            with contextlib.suppress(msgspec.MsgspecError):
+                heartbeats[key] = msgspec.json.decode(entry.value, type=Heartbeat)
+    return heartbeats
+
+
+def waiting(entries: Mapping[str, Entry], track: str) -> list[str]:
+    """UIDs of the pods of a track that have no ID, in the order of their keys' revisions."""
+    heartbeats = decode_heartbeats(entries)
+    without = [uid for uid, beat in heartbeats.items() if beat.track == track and beat.stable_id is None]
+    return sorted(without, key=lambda uid: entries[uid].revision)
+
+
+class Heart:
+    """Writes the heartbeat of one pod every *every_s*: what *beat* returns at that time."""
+
+    def __init__(self, bucket: Bucket, beat: Callable[[], Heartbeat], *, every_s: float) -> None:
+        self._bucket = bucket
+        self._beat = beat
+        self._every_s = every_s
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._keep_beating())
+
+    async def beat_now(self) -> int:
+        """One heartbeat, for a change of state that others should see at once. Its revision."""
+        beat = self._beat()
+        return await self._bucket.put(beat.pod_uid, msgspec.json.encode(beat))
+
+    async def stop(self) -> None:
+        """Beat no more, and take the key away: who left on purpose is not missed."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        with contextlib.suppress(*TRANSIENT):
+            await self._bucket.change(self._beat().pod_uid, lambda _: None)
+
+    async def _keep_beating(self) -> None:
+        cause = ""
+        while True:
+            try:
+                await self.beat_now()
+                cause = ""
+            except TRANSIENT as error:
+                if str(error) != cause:
+                    cause = str(error)
+                    _LOG.warning("heartbeat not written", cause=cause)
+            await asyncio.sleep(self._every_s)

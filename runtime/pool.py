@@ -1,0 +1,266 @@
+"""The workers of a pod, as their supervisor sees them: started, watched, aborted, started again.
+
+    STARTING ── Ready ──► IDLE ── Assign ──► SERVING ── Drain ──► DRAINING ── Released ──► GONE
+        └──────────── death, stall ──────────┴───────────┴──► backoff ──► STARTING (same memory)
+
+Workers are forked from multiprocessing's fork server, never from this process: it runs an event loop.
+The fork server is their parent; a worker's `sentinel` tells of its death.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import os
+import signal
+import time
+from collections.abc import Callable
+from enum import Enum
+from multiprocessing.connection import Connection as Pipe
+from multiprocessing.process import BaseProcess
+from typing import Final
+
+from runtime import fork, log, pipes
+from runtime.config import Settings
+from runtime.counters import Board, Counter
+from runtime.errors import CrashLoop, DefenderError, IllegalTransition
+
+ABORT_GRACE_S: Final = 1.0
+"""Between SIGABRT (the stacks go to the log) and SIGKILL."""
+WATCH_S: Final = 0.5
+
+
+class WorkerState(Enum):
+    STARTING = "starting"
+    IDLE = "idle"
+    SERVING = "serving"
+    DRAINING = "draining"
+    GONE = "gone"
+
+
+_LEGAL: Final = {
+    WorkerState.STARTING: {WorkerState.IDLE, WorkerState.DRAINING, WorkerState.GONE},
+    WorkerState.IDLE: {WorkerState.SERVING, WorkerState.STARTING, WorkerState.DRAINING, WorkerState.GONE},
+    WorkerState.SERVING: {WorkerState.STARTING, WorkerState.DRAINING, WorkerState.GONE},
+    WorkerState.DRAINING: {WorkerState.GONE},
+    WorkerState.GONE: {WorkerState.STARTING},
+}
+
+
+class WorkerHandle:
+    """One worker: its process of the moment, its pipe, and its memory, which stays."""
+
+    def __init__(self, index: int, memory_fd: int) -> None:
+        self.index = index
+        self.memory_fd = memory_fd
+        self.state = WorkerState.GONE
+        self.process: BaseProcess | None = None
+        self.pipe: Pipe | None = None
+        self.restarts = 0
+        self.started_at_s = 0.0
+        self.aborted_at_s: float | None = None
+        self.released: dict[int, int] | None = None
+        self.serving: pipes.Serving | None = None
+
+    def enter(self, state: WorkerState) -> None:
+        """Raises IllegalTransition for a change that the table does not know."""
+        if state not in _LEGAL[self.state]:
+            raise IllegalTransition(f"worker {self.index}", self.state.value, state.value)
+        self.state = state
+
+    def send(self, word: pipes.ToWorker) -> None:
+        """A worker that died in this moment hears nothing; its sentinel tells."""
+        if self.pipe is not None:
+            try:
+                pipes.send(self.pipe, word)
+            except (BrokenPipeError, ConnectionResetError):
+                return
+
+
+class Pool:
+    """The policy: what happens when a worker is ready, is silent, or dies.
+
+    *on_ready(handle)* is called when a worker wants its partitions. `failed` is set to the error that
+    ends the pod.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        board: Board,
+        memory_fds: list[int],
+        stable_id: str,
+        on_ready: Callable[[WorkerHandle], None],
+        on_change: Callable[[WorkerHandle], None],
+    ) -> None:
+        self._settings, self._board, self._stable_id = settings, board, stable_id
+        self._on_ready, self._on_change = on_ready, on_change
+        self.handles = [WorkerHandle(index, fd) for index, fd in enumerate(memory_fds)]
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._deaths: collections.deque[float] = collections.deque()
+        self._specs: pipes.Specs | None = None
+        self._draining = False
+        self._log = log.get("pool")
+        self._watching = asyncio.get_running_loop().create_task(self._watch())
+
+    def start(self) -> None:
+        for handle in self.handles:
+            self._start(handle)
+
+    def use_specs(self, specs: pipes.Specs) -> None:
+        self._specs = specs
+        for handle in self.handles:
+            handle.send(specs)
+
+    async def drain(self, deadline_s: float) -> dict[int, int]:
+        """Every worker finishes what it has in hand; the positions of those that did so by *deadline_s*
+        (monotonic). Those that did not are killed: what they had in hand comes again to the next owner."""
+        self._draining = True
+        for handle in self.handles:
+            if handle.state is not WorkerState.GONE:
+                handle.enter(WorkerState.DRAINING)
+                handle.send(pipes.Drain())
+        while any(h.state is not WorkerState.GONE for h in self.handles) and time.monotonic() < deadline_s:
+            await asyncio.sleep(0.005)
+        await self.kill()
+        positions: dict[int, int] = {}
+        for handle in self.handles:
+            positions.update(handle.released or {})
+        return positions
+
+    async def kill(self) -> None:
+        """Ends every worker at once."""
+        self._draining = True
+        self._watching.cancel()
+        for handle in self.handles:
+            if handle.process is not None and handle.process.is_alive():
+                handle.process.kill()
+        for handle in self.handles:
+            if handle.process is not None:
+                await asyncio.to_thread(handle.process.join, 2.0)
+            self._let_go(handle)
+
+    # --- one worker -----------------------------------------------------------------------------
+
+    def _start(self, handle: WorkerHandle) -> None:
+        handle.enter(WorkerState.STARTING)
+        handle.process, handle.pipe = fork.start_worker(
+            handle.index, self._stable_id, self._settings, handle.memory_fd, self._board.fd
+        )
+        handle.started_at_s = time.monotonic()
+        handle.aborted_at_s = handle.released = handle.serving = None
+        loop = asyncio.get_running_loop()
+        loop.add_reader(handle.pipe.fileno(), self._hear, handle)
+        loop.add_reader(handle.process.sentinel, self._died, handle)
+        if self._specs is not None:
+            handle.send(self._specs)
+        self._log.info("worker started", worker=handle.index, pid=handle.process.pid)
+
+    def _hear(self, handle: WorkerHandle) -> None:
+        assert handle.pipe is not None
+        try:
+            while handle.pipe is not None and handle.pipe.poll():
+                self._obey(handle, pipes.receive_as_supervisor(handle.pipe))
+        except (EOFError, OSError):
+            if handle.pipe is not None:
+                asyncio.get_running_loop().remove_reader(handle.pipe.fileno())
+
+    def _obey(self, handle: WorkerHandle, word: pipes.ToSupervisor) -> None:
+        match word:
+            case pipes.Ready():
+                if not self._draining:
+                    handle.enter(WorkerState.IDLE)
+                    self._on_ready(handle)
+            case pipes.Serving():
+                if not self._draining:
+                    handle.serving = word
+                    handle.enter(WorkerState.SERVING)
+            case pipes.Ended():
+                if not self._draining:
+                    handle.serving = None
+                    if handle.state is not WorkerState.STARTING:
+                        handle.enter(WorkerState.STARTING)
+            case pipes.Released(positions=positions):
+                handle.released = positions
+            case pipes.Broken(why=why, exit_code=code):
+                self._fail(_PodEnds(why, code))
+        self._on_change(handle)
+
+    def _died(self, handle: WorkerHandle) -> None:
+        assert handle.process is not None
+        self._hear(handle)  # its last words
+        handle.process.join()
+        code = handle.process.exitcode
+        self._let_go(handle)
+        self._on_change(handle)
+        if self._draining or code == 0:
+            return
+        self._log.error("worker died", worker=handle.index, exit_code=code)
+        handle.restarts += 1
+        now, settings = time.monotonic(), self._settings
+        self._deaths.append(now)
+        while self._deaths and now - self._deaths[0] > settings.worker_restarts_window_s:
+            self._deaths.popleft()
+        if len(self._deaths) > settings.worker_restarts_max:
+            self._fail(
+                CrashLoop(
+                    f"{len(self._deaths)} deaths of workers within {settings.worker_restarts_window_s:g} s "
+                    f"(the last with exit code {code}); the log above says why"
+                )
+            )
+            return
+        exponent = len(self._deaths) - 1
+        pause_s = min(settings.restart_backoff_max_s, settings.restart_backoff_s * 2**exponent)
+        # the first death is a surprise and costs no wait; a series of them is a fault
+        delay_s = 0.0 if exponent == 0 else pause_s
+        asyncio.get_running_loop().call_later(delay_s, self._start_again, handle)
+
+    def _start_again(self, handle: WorkerHandle) -> None:
+        if not self._draining and handle.state is WorkerState.GONE:
+            self._start(handle)
+
+    def _let_go(self, handle: WorkerHandle) -> None:
+        loop = asyncio.get_running_loop()
+        if handle.pipe is not None:
+            loop.remove_reader(handle.pipe.fileno())
+            handle.pipe.close()
+            handle.pipe = None
+        if handle.process is not None:
+            loop.remove_reader(handle.process.sentinel)
+            if handle.process.exitcode is not None:
+                handle.process.close()
+            handle.process = None
+        if handle.state is not WorkerState.GONE:
+            handle.enter(WorkerState.GONE)
+
+    async def _watch(self) -> None:
+        """A worker whose loop does not turn is aborted with its stacks in the log, then killed."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            now = time.monotonic()
+            for handle in self.handles:
+                process = handle.process
+                if process is None or not process.is_alive():
+                    continue
+                at_s = self._board.worker(handle.index).get(Counter.PROGRESS_AT_NS) / 1e9
+                silence_s = now - max(at_s, handle.started_at_s)
+                if silence_s <= self._settings.worker_stall_s:
+                    continue
+                if handle.aborted_at_s is None:
+                    self._log.error("worker hangs, aborting", worker=handle.index, silence_s=silence_s)
+                    handle.aborted_at_s = now
+                    os.kill(process.pid or 0, signal.SIGABRT)
+                elif now - handle.aborted_at_s > ABORT_GRACE_S:
+                    process.kill()
+
+    def _fail(self, error: DefenderError) -> None:
+        if not self.failed.done():
+            self.failed.set_exception(error)
+
+
+class _PodEnds(DefenderError):
+    """A worker said that the pod cannot go on."""
+
+    def __init__(self, why: str, exit_code: int) -> None:
+        super().__init__(why)
+        self.code = exit_code

@@ -1,0 +1,406 @@
+"""One life of a worker's connection: settle, rebuild, judge, drain.
+
+    SETTLING ── Ready ──► WAITING ── Assign ──► REBUILDING ──► SERVING ── Drain ──► DRAINING ──► over
+        └──────────────────────┴─── anything breaks ────┴──────────┴──────────────────► over (Broken)
+
+There is no repair inside a session. Whatever goes wrong (the connection, a batch that was refused, a
+consumer that was deleted, a history that does not answer) ends it; the next session settles what was in
+flight against what is stored and begins at the partitions' positions. Every kind of failure so takes
+the one path that the tests take too.
+
+The order for a batch: verdicts, alarms, history, acknowledgement. The lease's deadline is looked at
+before each of them is written: a process that was frozen past its lease writes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Coroutine, Iterable
+from enum import Enum
+from typing import Any, Final
+
+from runtime import arena as arenas
+from runtime import pipes
+from runtime.cache import CacheFull
+from runtime.config import Settings
+from runtime.connection import Connection, within
+from runtime.counters import Board, Counter, WorkerCounters
+from runtime.errors import CacheTooSmall, DefenderError, Fenced
+from runtime.frames import frame_pub, header, status_of
+from runtime.history import History
+from runtime.intake import Intake
+from runtime.jetstream import BatchAck, checked_ack
+from runtime.judge import Batch, Judge, Sample
+from runtime.names import name_problem
+from runtime.overdue import overdue_alarms, overdue_rejections, publish_all
+from runtime.rebuild import Rebuild, restore_chamber
+from runtime.specs import Specs
+
+CHAMBER_READS_MAX: Final = 8
+PARTITION_READS_MAX: Final = 4
+"""Reads from the history at the same time; of a partition up to 8 MB are under way."""
+ROUTES_MAX: Final = 200_000
+TICK_S: Final = 0.25
+
+
+class SessionBroken(DefenderError):
+    """The session cannot go on; the next one begins anew."""
+
+    temporary = True
+
+
+class State(Enum):
+    SETTLING = "settling"
+    WAITING = "waiting"
+    REBUILDING = "rebuilding"
+    SERVING = "serving"
+    DRAINING = "draining"
+    OVER = "over"
+
+
+class Session:
+    """Everything that lives as long as one connection. Make it with `open_session`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        connection: Connection,
+        history: History,
+        judge: Judge,
+        board: Board,
+        counters: WorkerCounters,
+    ) -> None:
+        self.state = State.WAITING
+        self._settings, self._connection, self._history = settings, connection, history
+        self._judge, self._cache, self._flights = judge, judge.cache, judge.flights
+        self._board, self._counters = board, counters
+        self._names = settings.names
+        self._intakes: dict[int, Intake] = {}
+        self._routes: dict[bytes, tuple[str, Intake]] = {}
+        self._inbox: deque[Sample] = deque()
+        self._waiting: dict[str, list[Sample]] = {}
+        self._chamber_reads = asyncio.Semaphore(CHAMBER_READS_MAX)
+        self._partition_reads = asyncio.Semaphore(PARTITION_READS_MAX)
+        self._reply_inbox = connection.inbox()
+        self._pump_scheduled = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._before: asyncio.Future[None] | None = None
+        self._landing = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._heard_at = time.monotonic()
+
+    # --- the supervisor's words -----------------------------------------------------------------
+
+    async def serve(self, assignments: list[pipes.Assignment]) -> pipes.Serving:
+        """Rebuilds these partitions and begins to judge their reports."""
+        self.state = State.REBUILDING
+        begun = time.monotonic()
+        for found in assignments:
+            stream = self._names.samples_stream(found.partition)
+            window = max(32, self._settings.prefetch_reports_max // max(1, len(assignments)))
+            intake = Intake(
+                found.partition, stream, found.consumer, found.position, window, self._settings.pull_expires_s
+            )
+            self._intakes[found.partition] = intake
+            self._judge.epochs[found.partition] = found.epoch
+            self._judge.positions[found.partition] = found.position
+        unread = [p for p in self._intakes if self._cache.arena.partitions[p] == arenas.UNREAD]
+        reports = sum(await asyncio.gather(*(self._read_partition(p) for p in unread)))
+        took_s = time.monotonic() - begun
+        if unread:
+            self._counters.set(Counter.REBUILD_US, int(took_s * 1e6))
+        self.state = State.SERVING
+        await self._connection.tap(f"{self._reply_inbox.decode()}.*", self._deliver)
+        for partition, epoch in self._judge.epochs.items():
+            self._counters.set_epoch(partition, epoch)
+        self._heard_at = time.monotonic()
+        self._refill(self._intakes.values())
+        return pipes.Serving(sorted(self._intakes), reports, took_s)
+
+    def use_specs(self, specs: Specs, revision: int) -> None:
+        self._cache.use_specs(specs, revision)
+        self._counters.set(Counter.SPEC_REVISION, revision)
+
+    async def drain(self) -> pipes.Released:
+        """Takes nothing more, finishes what is in hand, acknowledges it and waits until that is heard."""
+        if self.state is State.SERVING:
+            self.state = State.DRAINING
+            while self._in_hand():
+                self._idle.clear()
+                await self._idle.wait()
+            acks = [ack for intake in self._intakes.values() if (ack := intake.ack()) is not None]
+            self._gate()
+            timeout_s = self._settings.request_timeout_s
+            heard = [self._connection.ask(subject.decode(), payload) for subject, payload in acks]
+            for reply in heard:
+                await within(reply, timeout_s, "acknowledgement")
+        self.state = State.OVER
+        return pipes.Released({p: intake.position for p, intake in self._intakes.items()})
+
+    async def broken(self) -> None:
+        """Returns never; raises what broke the session."""
+        await self._broken
+
+    async def close(self) -> None:
+        self.state = State.OVER
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._connection.cut()
+        for partition in self._intakes:
+            self._counters.set_epoch(partition, 0)
+
+    def tick(self) -> None:
+        """Once every TICK_S: gauges, and whether the server still answers the pulls."""
+        counters, cache = self._counters, self._cache
+        for intake in self._intakes.values():
+            counters.set_lag(intake.partition, intake.lag + len(intake.pending))
+        counters.set(Counter.INBOX, len(self._inbox))
+        counters.set(Counter.WAITING, sum(len(samples) for samples in self._waiting.values()))
+        counters.set(Counter.SLOTS_USED, cache.slots_used)
+        counters.set(Counter.CHAMBERS, len(cache.chambers))
+        counters.add(Counter.EVICTIONS, cache.evictions)
+        cache.evictions = 0
+        silence_s = time.monotonic() - self._heard_at
+        if self.state is State.SERVING and silence_s > self._settings.pull_expires_s + 5.0:
+            self._break(SessionBroken(f"no pull was answered for {silence_s:.0f} s"))
+
+    # --- in: deliver, judge ---------------------------------------------------------------------
+
+    def _deliver(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
+        if headers is not None and not reply:
+            self._pull_status(subject, headers)
+            return
+        route = self._routes.get(subject)
+        if route is None:
+            route = self._new_route(subject)
+        name, intake = route
+        tokens = reply.split(b".")
+        at = 5 if len(tokens) == 9 else 7  # with a domain two tokens come before the stream's name
+        seq = int(tokens[at])
+        if not intake.took(seq, int(tokens[at + 1]), int(tokens[at + 3])):
+            return
+        self._inbox.append(Sample(name, intake.partition, seq, int(tokens[at + 2]), payload))
+        if not self._pump_scheduled:
+            self._schedule_pump()
+
+    def _new_route(self, subject: bytes) -> tuple[str, Intake]:
+        _, _, partition, chamber = subject.split(b".", 3)
+        name, intake = chamber.decode("utf-8", "surrogateescape"), self._intakes[int(partition)]
+        whole = self._cache.arena.partitions[intake.partition] == arenas.WHOLE
+        if whole and self._cache.get(name) is None and name_problem(name) is None:
+            try:
+                self._cache.loaded([self._cache.add(name, intake.partition)])
+            except CacheFull:
+                pass  # it comes in by way of the history, when some chamber has landed
+        if len(self._routes) >= ROUTES_MAX:
+            self._routes.clear()
+        self._routes[subject] = name, intake
+        return name, intake
+
+    def _pull_status(self, subject: bytes, headers: bytes) -> None:
+        status, self._heard_at = status_of(headers), time.monotonic()
+        token = subject.rpartition(b".")[2]
+        if status in (b"408", b"409") and b"Consumer Deleted" not in headers[:64]:
+            left = int(header(headers, b"Nats-Pending-Messages") or 0)
+            intake = self._intakes[int(token)]
+            intake.pull_ended(left)
+            self._refill([intake])
+        else:
+            why = headers.split(b"\r\n", 1)[0].decode()
+            self._break(SessionBroken(f"partition {token.decode()}: a pull ended with {why!r}"))
+
+    def _pump(self) -> None:
+        """Judges what has come, as long as batches may be in flight."""
+        self._pump_scheduled = False
+        try:
+            while self._inbox and self._flights.has_room and self.state in (State.SERVING, State.DRAINING):
+                self._gate()
+                size = min(len(self._inbox), self._settings.batch_reports_max)
+                if not self._launch([self._inbox.popleft() for _ in range(size)]):
+                    break
+        except DefenderError as error:
+            self._break(error)
+        if not self._in_hand():
+            self._idle.set()
+
+    def _schedule_pump(self) -> None:
+        self._pump_scheduled = True
+        asyncio.get_running_loop().call_soon(self._pump)
+
+    def _launch(self, samples: list[Sample]) -> bool:
+        """Judges one batch and sends its verdicts off; False when it must wait for others to land."""
+        counters = self._counters
+        batch = self._judge.judge(samples)
+        self._inbox.extendleft(reversed(batch.left))
+        settled = [*batch.judged, *batch.rejected, *batch.skipped]
+        if not settled and not batch.missing:
+            if self._flights.in_flight or self._waiting:
+                return False
+            self._judge.refuse(self._inbox.popleft(), batch)
+            settled = batch.rejected
+        counters.add(Counter.CACHE_HITS, len(settled))
+        counters.add(Counter.CACHE_MISSES, len(batch.missing))
+        for sample in batch.missing:
+            self._await_history(sample)
+        if settled:
+            acks = [self._connection.start_batch(messages) for messages in batch.verdicts.values()]
+            before, self._before = self._before, asyncio.get_running_loop().create_future()
+            self._start(self._land(batch, settled, acks, before, self._before))
+        return True
+
+    # --- out: verdicts, alarms, history, acknowledgement ----------------------------------------
+
+    async def _land(
+        self,
+        batch: Batch,
+        settled: list[Sample],
+        acks: list[asyncio.Future[BatchAck]],
+        before: asyncio.Future[None] | None,
+        landed: asyncio.Future[None],
+    ) -> None:
+        """Sees one batch through to its acknowledgement; batches land in the order of their launch."""
+        for ack in acks:
+            await within(ack, self._settings.request_timeout_s, "a batch of verdicts")
+        stored_ns = time.time_ns()
+        await self._history.append([message for messages in batch.verdicts.values() for message in messages])
+        if batch.skipped:
+            batch.alarms[:0] = await overdue_alarms(
+                self._connection, self._history, self._settings, batch.skipped
+            )
+            batch.rejections[:0] = overdue_rejections(batch.skipped, self._judge.limits, self._names)
+        self._gate()
+        await publish_all(self._connection, batch.alarms, self._settings.request_timeout_s)
+        await self._publish_rejections(batch)
+        if before is not None:
+            await before
+        self._gate()
+        if batch.flight is not None:
+            self._flights.confirm(batch.flight)
+        self._acknowledge(settled)
+        landed.set_result(None)
+        self._count(batch, settled, stored_ns)
+        self._landing.set()
+        self._landing.clear()
+        if self._inbox and not self._pump_scheduled:
+            self._schedule_pump()
+
+    async def _publish_rejections(self, batch: Batch) -> None:
+        replies = []
+        for rejected in batch.rejections:
+            subject = rejected.subject
+            replies.append((subject, self._connection.ask(subject, rejected.payload, rejected.headers)))
+        for subject, reply in replies:
+            checked_ack(subject, await within(reply, self._settings.request_timeout_s, subject))
+
+    def _acknowledge(self, settled: list[Sample]) -> None:
+        by_partition: dict[int, list[int]] = {}
+        for sample in settled:
+            by_partition.setdefault(sample.partition, []).append(sample.seq)
+        frames = []
+        intakes = [self._intakes[partition] for partition in by_partition]
+        for intake in intakes:
+            intake.done(by_partition[intake.partition])
+            self._judge.positions[intake.partition] = intake.position
+            ack = intake.ack()
+            if ack is not None:
+                frames.append(frame_pub(*ack))
+        if frames:
+            self._connection.write(b"".join(frames))
+        self._refill(intakes)
+
+    def _refill(self, intakes: Iterable[Intake]) -> None:
+        if self.state is State.SERVING:
+            frames = [
+                frame
+                for intake in intakes
+                for frame in intake.pulls(b"%b.%d" % (self._reply_inbox, intake.partition))
+            ]
+            if frames:
+                self._connection.write(b"".join(frames))
+
+    def _count(self, batch: Batch, settled: list[Sample], stored_ns: int) -> None:
+        counters = self._counters
+        counters.add(Counter.REPORTS, len(settled))
+        counters.add(Counter.SAMPLES, batch.samples)
+        counters.add(Counter.VERDICTS, len(batch.judged))
+        counters.add(Counter.ALARMS, len(batch.alarms))
+        counters.add(Counter.RESETS, batch.resets)
+        counters.add(Counter.SKIPPED, len(batch.skipped))
+        counters.add(Counter.BATCHES)
+        counters.add(Counter.BYTES_IN, sum(len(sample.payload) for sample in settled))
+        counters.add(
+            Counter.BYTES_OUT,
+            sum(len(message[2]) for messages in batch.verdicts.values() for message in messages),
+        )
+        for reason in batch.reasons:
+            counters.reject(reason)
+        counters.observe_latency_us((stored_ns - sample.received_ns) // 1000 for sample in batch.judged)
+
+    # --- the history ----------------------------------------------------------------------------
+
+    async def _read_partition(self, partition: int) -> int:
+        async with self._partition_reads:
+            rebuild = Rebuild(self._cache)
+            reports = await self._history.load_partition(
+                partition, lambda rows: rebuild.take(partition, rows)
+            )
+            rebuild.finish()
+        self._cache.arena.partitions[partition] = arenas.WHOLE if rebuild.complete else arenas.PARTLY
+        self._counters.add(Counter.REBUILT_REPORTS, rebuild.reports)
+        return reports
+
+    def _await_history(self, sample: Sample) -> None:
+        """The report of a chamber that is not in memory waits; others go on."""
+        waiting = self._waiting.get(sample.chamber)
+        if waiting is None:
+            waiting = self._waiting[sample.chamber] = []
+            self._start(self._read_chamber(sample.chamber, sample.partition))
+        waiting.append(sample)
+
+    async def _read_chamber(self, name: str, partition: int) -> None:
+        async with self._chamber_reads:
+            rows = await self._history.load_chamber(partition, name)
+            self._counters.add(Counter.HISTORY_READS, len(rows))
+            while True:
+                try:
+                    restore_chamber(self._cache, name, partition, rows)
+                    break
+                except CacheFull:
+                    if not self._flights.in_flight:
+                        raise CacheTooSmall(
+                            f"chamber {name!r} does not fit into the cache of a worker "
+                            f"({self._cache.arena.shape.slots} charts); raise CACHE_MB"
+                        ) from None
+                    await self._landing.wait()
+        self._inbox.extendleft(reversed(self._waiting.pop(name)))
+        if not self._pump_scheduled:
+            self._schedule_pump()
+
+    # --- small change ---------------------------------------------------------------------------
+
+    def _in_hand(self) -> bool:
+        return bool(self._inbox or self._waiting or self._tasks)
+
+    def _gate(self) -> None:
+        if time.monotonic_ns() >= self._board.lease_deadline_ns:
+            raise Fenced("the lease ran out; nothing more is published")
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._break(error)
+        if not self._in_hand():
+            self._idle.set()
+
+    def _break(self, error: BaseException) -> None:
+        if not self._broken.done() and self.state is not State.OVER:
+            self._broken.set_exception(error)

@@ -169,11 +169,9 @@ def moving_runs(slot: Any, window: Any, s: int, newest_z: float, centre: float) 
     width = window.shape[1]
     most = min(signed(slot["length"]), LONGEST_RUN)
     position = signed(slot["head"])
-    above = below = rising = falling = 0
-    if newest_z > 0.0:
-        above = 1
-    elif newest_z < 0.0:
-        below = 1
+    above = signed(newest_z > 0.0)
+    below = signed(newest_z < 0.0)
+    rising = falling = 0
     later_z = newest_z
     for j in range(most):
         position -= 1
@@ -181,27 +179,19 @@ def moving_runs(slot: Any, window: Any, s: int, newest_z: float, centre: float) 
             position += width
         entry = window[s, position]
         z = standardised(entry["count"] / entry["units"], entry["units"], centre)
-        if z > 0.0:
-            above |= 2 << j
-        elif z < 0.0:
-            below |= 2 << j
-        if later_z > z:
-            rising |= 1 << j
-        elif later_z < z:
-            falling |= 1 << j
+        above |= signed(z > 0.0) << (j + 1)
+        below |= signed(z < 0.0) << (j + 1)
+        rising |= signed(later_z > z) << j
+        falling |= signed(later_z < z) << j
         later_z = z
-        sides = (2 << (j + 1)) - 1
         steps = (2 << j) - 1
+        sides = 2 * steps + 1
         odd = ALTERNATE & steps
         even = ALTERNATE_REST & steps
-        if (
-            above != sides
-            and below != sides
-            and rising != steps
-            and falling != steps
-            and not (rising == odd and falling == even)
-            and not (rising == even and falling == odd)
-        ):
+        one_sided = (above == sides) | (below == sides)
+        trending = (rising == steps) | (falling == steps)
+        alternating = ((rising == odd) & (falling == even)) | ((rising == even) & (falling == odd))
+        if not (one_sided | trending | alternating):
             break
     return runs(above, below, rising, falling)
 

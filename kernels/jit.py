@@ -143,7 +143,7 @@ class KernelCache(_Cache):
 
 def device(function: Callable[P, R]) -> Callable[P, R]:
     """A function that kernels call; compiled into them, so never loaded on its own."""
-    return cast(Callable[P, R], numba.njit(error_model="numpy")(function))
+    return cast(Callable[P, R], numba.njit(error_model="numpy", inline="always")(function))
 
 
 def kernel(signature: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:

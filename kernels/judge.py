@@ -71,12 +71,16 @@ _void = numba.void
 
 
 @device
-def _hint(i: int, n: int, slots: I4, state: Records, window: Records) -> None:
+def _hint(i: int, n: int, slots: I4, state: Records, sums: Records, window: Records) -> None:
     if i + SLOT_AHEAD < n:
-        prefetch(state, signed(slots[i + SLOT_AHEAD]))
+        prefetch(state[signed(slots[i + SLOT_AHEAD])])
     if i + ENTRY_AHEAD < n:
         later = signed(slots[i + ENTRY_AHEAD])
-        prefetch(window, later * window.shape[1] + signed(state[later]["head"]))
+        head = signed(state[later]["head"])
+        prefetch(window[later, head])
+        if signed(state[later]["basis"]) & KIND_MASK != GIVEN and state[later]["frozen"] == 0:
+            prefetch(sums[later])
+            prefetch(window[later, max(head - 3, 0)])
 
 
 @kernel(
@@ -115,7 +119,7 @@ def judge(
     """
     n = ops.shape[0]
     for i in range(n):
-        _hint(i, n, slots, state, window)
+        _hint(i, n, slots, state, sums, window)
         s = signed(slots[i])
         slot = state[s]
         total = sums[s]
@@ -256,7 +260,7 @@ def restore(
     """
     n = ops.shape[0]
     for i in range(n):
-        _hint(i, n, slots, state, window)
+        _hint(i, n, slots, state, sums, window)
         s = signed(slots[i])
         slot = state[s]
         total = sums[s]

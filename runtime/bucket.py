@@ -116,13 +116,15 @@ class Bucket:
     ) -> Entry:
         """Turn the key's value into ``update(value)``; None deletes, KEEP leaves it. What stands then.
 
+        A value that equals the old one is written all the same: the revision rises.
+
         *update* is pure and is called again when another wrote in between. Raises Conflict when that
         happens 30 times in a row.
         """
         for attempt in range(CHANGE_TRIES_MAX):
             entry = await self.get(key) or Entry(key, None, 0)
             value = update(entry.value)
-            if value is KEEP or value == entry.value:
+            if value is KEEP or (value is None and entry.value is None):
                 return entry
             with contextlib.suppress(Conflict):
                 if value is None:

@@ -65,7 +65,7 @@ class Ring:
         return [partition for partition in range(self.partitions) if self.owner(partition) == member]
 
     def explain(self, partition: int) -> list[Step]:
-        """The way of a partition round the circle: who was asked, how full they were; the last one took it."""
+        """A partition's way round the circle: who was asked, how full they were; the last one took it."""
         self._require(partition)
         if not self.members:
             return []

@@ -86,7 +86,7 @@ class Report(Struct, frozen=True, omit_defaults=True):
     chamber: str | None = None
 
 
-class Incoming(Struct):
+class Incoming(Struct, gc=False):
     """A report as the hot path decodes it: the chart list stays as it came (one look-up a report)."""
 
     charts: Raw = Raw()
@@ -132,7 +132,7 @@ class Verdict(Struct, frozen=True, omit_defaults=True):
     v: int = SCHEMA_VERSION
 
 
-class OutgoingVerdict(Struct, omit_defaults=True):
+class OutgoingVerdict(Struct, omit_defaults=True, gc=False):
     """`Verdict` as the hot path encodes it: the chart list is already MessagePack. Same fields, same order."""
 
     chamber: str
@@ -159,7 +159,7 @@ class OutgoingVerdict(Struct, omit_defaults=True):
     v: int = SCHEMA_VERSION
 
 
-class StoredVerdict(Struct):
+class StoredVerdict(Struct, gc=False):
     """The part of a verdict that a rebuild reads."""
 
     chamber: str

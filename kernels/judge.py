@@ -71,16 +71,12 @@ _void = numba.void
 
 
 @device
-def _hint(i: int, n: int, slots: I4, state: Records, sums: Records, window: Records) -> None:
+def _hint(i: int, n: int, slots: I4, state: Records, window: Records) -> None:
     if i + SLOT_AHEAD < n:
         prefetch(state[signed(slots[i + SLOT_AHEAD])])
     if i + ENTRY_AHEAD < n:
         later = signed(slots[i + ENTRY_AHEAD])
-        head = signed(state[later]["head"])
-        prefetch(window[later, head])
-        if signed(state[later]["basis"]) & KIND_MASK != GIVEN and state[later]["frozen"] == 0:
-            prefetch(sums[later])
-            prefetch(window[later, max(head - 3, 0)])
+        prefetch(window[later, signed(state[later]["head"])])
 
 
 @kernel(
@@ -119,7 +115,7 @@ def judge(
     """
     n = ops.shape[0]
     for i in range(n):
-        _hint(i, n, slots, state, sums, window)
+        _hint(i, n, slots, state, window)
         s = signed(slots[i])
         slot = state[s]
         total = sums[s]
@@ -260,7 +256,7 @@ def restore(
     """
     n = ops.shape[0]
     for i in range(n):
-        _hint(i, n, slots, state, sums, window)
+        _hint(i, n, slots, state, window)
         s = signed(slots[i])
         slot = state[s]
         total = sums[s]

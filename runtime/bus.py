@@ -169,8 +169,9 @@ async def _dial(
         "closed_cb": closed,
         "reconnect_to_server_handler": next_server,
     }
+    options = _options(settings)
     try:
-        await connection.connect(name=name, **_options(settings), **hooks)
+        await connection.connect(name=name, **options, **hooks)
         await connection.open_inbox()
         await connection.api("INFO", timeout_s=settings.request_timeout_s)
     except DefenderError:

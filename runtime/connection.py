@@ -262,7 +262,8 @@ class Connection(nats.aio.client.Client):
     async def cut(self) -> None:
         """End the session at once: what waits to be sent is dropped, not flushed as `close` does."""
         self._abort()
-        await self.close()
+        if self._flush_queue is not None:  # else it never got as far as a server
+            await self.close()
 
     # --- the inside -----------------------------------------------------------------------------
 

@@ -101,13 +101,20 @@ class Metrics:
     content_type = CONTENT_TYPE
 
     def __init__(
-        self, board: Board, state: PodState, clock_ns: Callable[[], int] = time.monotonic_ns
+        self,
+        board: Board,
+        state: PodState,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        refresh: Callable[[], None] = lambda: None,
     ) -> None:
+        """*refresh* brings *state* up to date; it is called before each scrape."""
+        self._refresh = refresh
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_PodCollector(board, state, clock_ns))
         ProcessCollector(registry=self._registry)  # of the supervisor
 
     def render(self) -> bytes:
+        self._refresh()
         return generate_latest(self._registry)
 
 

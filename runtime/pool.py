@@ -107,6 +107,12 @@ class Pool:
         for handle in self.handles:
             self._start(handle)
 
+    def is_healthy(self) -> bool:
+        """False when a worker has hung for so long that aborting it has not helped."""
+        limit_s = 2 * self._settings.worker_stall_s
+        alive = [handle for handle in self.handles if handle.process is not None]
+        return all(self._silence_s(handle) <= limit_s for handle in alive)
+
     def use_specs(self, specs: pipes.Specs) -> None:
         self._specs = specs
         for handle in self.handles:
@@ -174,7 +180,6 @@ class Pool:
             case pipes.Serving():
                 if not self._draining:
                     handle.serving = word
-                    handle.enter(WorkerState.SERVING)
             case pipes.Ended():
                 if not self._draining:
                     handle.serving = None
@@ -242,8 +247,7 @@ class Pool:
                 process = handle.process
                 if process is None or not process.is_alive():
                     continue
-                at_s = self._board.worker(handle.index).get(Counter.PROGRESS_AT_NS) / 1e9
-                silence_s = now - max(at_s, handle.started_at_s)
+                silence_s = self._silence_s(handle)
                 if silence_s <= self._settings.worker_stall_s:
                     continue
                 if handle.aborted_at_s is None:
@@ -252,6 +256,10 @@ class Pool:
                     os.kill(process.pid or 0, signal.SIGABRT)
                 elif now - handle.aborted_at_s > ABORT_GRACE_S:
                     process.kill()
+
+    def _silence_s(self, handle: WorkerHandle) -> float:
+        progress_at_s = self._board.worker(handle.index).get(Counter.PROGRESS_AT_NS) / 1e9
+        return time.monotonic() - max(progress_at_s, handle.started_at_s)
 
     def _fail(self, error: DefenderError) -> None:
         if not self.failed.done():

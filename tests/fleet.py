@@ -19,7 +19,7 @@ from runtime.embedded import NatsServer
 async def until(
     condition: Callable[[], Any] | Callable[[], Awaitable[Any]], *, deadline_s: float = 10.0, what: str = ""
 ) -> Any:
-    """Polls *condition* (plain or coroutine function) until it is true; its value. Fails after *deadline_s*."""
+    """Polls *condition* (a plain or a coroutine function) until it is true; returns its value."""
     end = time.monotonic() + deadline_s
     while True:
         value = condition()

@@ -11,7 +11,7 @@ from runtime.cli import basics, follow, publish, specs, status
 
 app = typer.Typer(
     name="defender",
-    help="Judges the process chambers of a fab by u-charts. Settings come from the environment: defender config.",
+    help="Judges the process chambers of a fab by u-charts. Settings: the environment, see defender config.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

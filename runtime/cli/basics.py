@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import os
 import time
-from typing import Annotated
+from contextlib import nullcontext
+from typing import Annotated, Any
 
+import msgspec
 import typer
 from rich.table import Table
 
 from runtime import config as settings_module
 from runtime import wire
 from runtime.cli import terminal
+from runtime.errors import SettingsError
 
 
 def run() -> None:
@@ -35,37 +40,53 @@ def config(json: Annotated[bool, typer.Option("--json", help="As a JSON array.")
         table.add_row(
             setting.name, setting.value, setting.source, setting.meaning, style="green" if ours else None
         )
-    console = terminal.stdout()
-    console.soft_wrap = False
-    console.print(table)
+    terminal.tables().print(table)
 
 
 def schema() -> None:
     """Print the JSON Schema of reports, verdicts and alarms."""
-    import msgspec
+    print(schema_text(), end="")
 
-    print(msgspec.json.format(msgspec.json.encode(wire.json_schema()), indent=2).decode())
+
+def schema_text() -> str:
+    """The text of ``docs/wire.schema.json``."""
+    return f"{msgspec.json.format(msgspec.json.encode(_tidy(wire.json_schema())), indent=2).decode()}\n"
+
+
+def _tidy(node: Any) -> Any:
+    """Descriptions come from docstrings, which only some versions of Python free from their indentation."""
+    if isinstance(node, dict):
+        return {
+            name: inspect.cleandoc(value)
+            if name == "description" and isinstance(value, str)
+            else _tidy(value)
+            for name, value in node.items()
+        }
+    return [_tidy(value) for value in node] if isinstance(node, list) else node
 
 
 def warm(json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False) -> None:
     """Compile the kernels into the cache folder that running defenders read (once a machine or image)."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    logging.getLogger("kernels").setLevel(logging.ERROR)  # a miss, of which it warns, is what we are here for
     console = terminal.stderr()
-    started = time.monotonic()
-    with console.status("compiling kernels") if console.is_terminal else console.capture():
-        import kernels.judge  # noqa: F401 - the import compiles them
+    started_s = time.monotonic()
+    with console.status("compiling kernels") if console.is_terminal else nullcontext():
         from kernels import jit
 
-        files = jit.warm()
-    took_s = time.monotonic() - started
+        try:
+            written = jit.warm()
+        except OSError as error:
+            problem = f"cannot write {error.filename or jit.cache_folder()}: {error.strerror}"
+            raise SettingsError("NUMBA_CACHE_DIR", problem) from error
+    took_s = time.monotonic() - started_s
+    folder = str(jit.cache_folder())
     if json:
-        kernels_ = [
-            {"name": k.name, "source": k.source, "took_ms": round(k.took_ms, 1)} for k in jit.status()
-        ]
-        folder = str(jit.cache_folder())
-        terminal.print_json({"folder": folder, "written": len(files), "seconds": took_s, "kernels": kernels_})
+        loaded = [{"name": k.name, "source": k.source, "took_ms": round(k.took_ms, 1)} for k in jit.status()]
+        terminal.print_json(
+            {"folder": folder, "written": len(written), "seconds": round(took_s, 3), "kernels": loaded}
+        )
         return
-    out = terminal.stdout()
     for kernel in jit.status():
-        out.print(f"{kernel.name:<24} {kernel.source:<9} {kernel.took_ms:>8.1f} ms")
-    out.print(f"{len(files)} kernels in {jit.cache_folder()}, {took_s:.1f} s")
+        terminal.stdout().print(f"{kernel.name:<24} {kernel.source:<9} {kernel.took_ms:>8.1f} ms")
+    terminal.stdout().print(f"{len(written)} written to {folder}, {took_s:.1f} s in all")

@@ -64,7 +64,7 @@ def adopt(
     chart: Annotated[str, typer.Option(help="Only charts that match this glob.")] = "",
     dry_run: DryRun = False,
 ) -> None:
-    """Turn the frozen centre lines of phase II into given ones, which outlive a chart's absence and a reset."""
+    """Turn the frozen centre lines of phase II into given ones, which outlive an absence and a reset."""
 
     def adopted(stored: Specs, seen: list[ChartSeen]) -> Specs:
         chosen = [c for c in seen if terminal.fits(c.chamber, chamber) and terminal.fits(c.chart, chart)]

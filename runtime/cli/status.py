@@ -42,8 +42,7 @@ def status(
 
 
 async def _status(settings: Settings, json: bool, watch: bool, partitions: bool) -> None:
-    console = terminal.stdout()
-    console.soft_wrap = False
+    console = terminal.tables()
     async with terminal.session(settings) as connection:
         snapshot = await read_snapshot(connection, settings)
         if json:
@@ -108,7 +107,15 @@ def _defenders(rows: list[fleet.DefenderRow]) -> Table:
         style = "red" if row.heartbeat_age_s is None else "dim" if row.stable_id is None else None
         pod = terminal.clean(row.pod)
         table.add_row(
-            row.stable_id or "-", row.state, pod, row.track, row.revision, beat, *figures, row.remark, style=style
+            row.stable_id or "-",
+            row.state,
+            pod,
+            row.track,
+            row.revision,
+            beat,
+            *figures,
+            row.remark,
+            style=style,
         )
     return table
 
@@ -127,7 +134,9 @@ def _partitions(rows: list[fleet.PartitionRow]) -> Table:
     for row in rows:
         figures = (str(row.epoch), f"{row.waiting:,}", f"{row.unacked:,}")
         style = "red" if row.remark else None
-        table.add_row(str(row.partition), row.owner or "-", row.pod, row.state, *figures, row.remark, style=style)
+        table.add_row(
+            str(row.partition), row.owner or "-", row.pod, row.state, *figures, row.remark, style=style
+        )
     return table
 
 
@@ -143,7 +152,9 @@ async def read_snapshot(connection: Connection, settings: Settings) -> fleet.Sna
         streams = [names.samples_stream(names.partitions_of_shard(shard)[0]) for shard in range(names.shards)]
         consumers = [row for stream in streams async for row in _consumers(connection, stream)]
     except NotFound as error:
-        problem = f"{error}; no defender ever ran here: start one, or correct NATS_SERVERS and the NATS_KV_ names"
+        problem = (
+            f"{error}; no defender ever ran here: start one, or correct NATS_SERVERS and the NATS_KV_ names"
+        )
         raise InputError(problem) from error
     return fleet.Snapshot(
         now=datetime.now(UTC),
@@ -202,7 +213,9 @@ def where(
         terminal.stdout().print(line)
 
 
-def whereabouts(snapshot: fleet.Snapshot, settings: Settings, chamber: str, last: dict[str, Any] | None) -> Whereabouts:
+def whereabouts(
+    snapshot: fleet.Snapshot, settings: Settings, chamber: str, last: dict[str, Any] | None
+) -> Whereabouts:
     """Pure; *last* is what is known of the chamber's last verdict."""
     names = settings.names
     partition = names.partition_of(chamber)
@@ -228,18 +241,21 @@ def whereabouts(snapshot: fleet.Snapshot, settings: Settings, chamber: str, last
 def where_lines(found: Whereabouts) -> list[str]:
     """A line a fact."""
     row = found.row
+    pod = f", pod {terminal.clean(row.pod)}" if row.pod else ""
     lines = [
         f"chamber    {found.chamber}",
-        f"partition  {found.partition}  (FNV-1a {found.hash:#010x} modulo the partitions), stream {found.stream}",
+        f"partition  {found.partition} = FNV-1a {found.hash:#010x} modulo PARTITIONS, stream {found.stream}",
         f"ring       {found.owner_by_ring or 'no member: nobody holds an ID'}",
         *(f"             {step}" for step in found.ring),
-        f"owner      {row.owner or 'nobody'}  ({row.state}{', pod ' + row.pod if row.pod else ''})",
-        f"epoch      {row.epoch}  consumer {found.consumer or '-'}: {row.waiting} reports wait, {row.unacked} in hand",
+        f"owner      {row.owner or 'nobody'} ({row.state}{pod}), epoch {row.epoch}",
+        f"consumer   {found.consumer or '-'}: {row.waiting} reports wait, {row.unacked} in hand",
     ]
     if row.remark:
         lines.append(f"trouble    {row.remark}")
     if found.owner_by_ring and row.owner and found.owner_by_ring != row.owner:
-        lines.append(f"trouble    the ring gives it to {found.owner_by_ring}, {row.owner} owns it: a handoff, or not done yet")
+        lines.append(
+            f"trouble    {row.owner} owns it, the ring gives it to {found.owner_by_ring}: a handoff?"
+        )
     last = found.last_verdict
     lines.append(
         f"last       verdict of run {terminal.clean(last['run']) or '-'} at {terminal.clock(last['at'])}, "
@@ -259,5 +275,8 @@ async def _where(settings: Settings, chamber: str) -> Whereabouts:
         stream, subject = names.verdicts_stream(partition), names.verdict(partition, chamber)
         async for record in reading.read(connection, stream, subject, Start(last_of_each=True)):
             verdict = wire.decode_verdict(record.payload)
-            last = {name: getattr(verdict, name) for name in ("run", "at", "epoch", "seq", "ordinal", "defender", "spec")}
+            last = {
+                name: getattr(verdict, name)
+                for name in ("run", "at", "epoch", "seq", "ordinal", "defender", "spec")
+            }
     return whereabouts(snapshot, settings, chamber, last)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,7 @@ from runtime.jetstream import NotFound
 from runtime.wire import to_datetime
 
 T = TypeVar("T")
+TABLE_COLUMNS = 200
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
 _SPAN_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
@@ -29,6 +31,12 @@ _SPAN_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 60
 def stdout() -> Console:
     """For results. Lines are never wrapped or coloured by guess, so that they can be searched and cut."""
     return Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+def tables() -> Console:
+    """For tables: folded to the width of the terminal, wide where there is none."""
+    width = None if sys.stdout.isatty() else TABLE_COLUMNS
+    return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def stderr() -> Console:

@@ -11,8 +11,9 @@ Inputs are drawn with SEED; the checksum is CRC-32 over the outputs of the last 
 from __future__ import annotations
 
 import os
+import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,10 +129,19 @@ MOVING = spec_row(Baseline.MOVING, rules=15, minimum=20)
 
 @numba.njit(error_model="numpy")
 def least(
-    slots: Any, counts: Any, units: Any, ordinals: Any, state: Any, window: Any, f0: Any, f1: Any, f2: Any, f3: Any,
-    flags: Any, phase: Any, stage: Any,
+    slots: Any,
+    counts: Any,
+    units: Any,
+    ordinals: Any,
+    state: Any,
+    window: Any,
+    floats: Any,
+    flags: Any,
+    phase: Any,
+    stage: Any,
 ) -> None:
     """The least that an update must touch."""
+    width = window.shape[1]
     for i in range(slots.shape[0]):
         s = slots[i]
         slot = state[s]
@@ -144,41 +154,91 @@ def least(
         entry["units"] = units[i]
         entry["ordinal"] = ordinals[i]
         head += 1
-        slot["head"] = 0 if head == window.shape[1] else head
-        f0[i] = slot["last_z"]
-        f1[i] = counts[i]
-        f2[i] = units[i]
-        f3[i] = slot["centre"]
+        slot["head"] = 0 if head == width else head
+        floats[0, i] = slot["last_z"]
+        floats[1, i] = counts[i]
+        floats[2, i] = units[i]
+        floats[3, i] = slot["centre"]
         flags[i] = slot["above"]
         phase[i] = 2
         stage[i] = slot["stage"]
 
 
-def least_per_s(rig: Rig) -> float:
-    """Samples/s of ``least`` over the rig's slots, best of 5."""
-    import time
+@numba.njit(error_model="numpy")
+def push_records(slots: Any, counts: Any, units: Any, ordinals: Any, heads: Any, window: Any) -> None:
+    """Write one entry a sample, the window being one array of records."""
+    width = window.shape[1]
+    for i in range(slots.shape[0]):
+        s = slots[i]
+        head = np.int64(heads[s])
+        entry = window[s, head]
+        entry["count"] = counts[i]
+        entry["units"] = units[i]
+        entry["ordinal"] = ordinals[i]
+        head += 1
+        heads[s] = 0 if head == width else head
 
-    batches = rig.batches()
+
+@numba.njit(error_model="numpy")
+def push_columns(
+    slots: Any, counts: Any, units: Any, ordinals: Any, heads: Any, column_c: Any, column_n: Any, column_t: Any
+) -> None:
+    """Write one entry a sample, the window being a column a field."""
+    width = column_c.shape[1]
+    for i in range(slots.shape[0]):
+        s = slots[i]
+        head = np.int64(heads[s])
+        column_c[s, head] = counts[i]
+        column_n[s, head] = units[i]
+        column_t[s, head] = ordinals[i]
+        head += 1
+        heads[s] = 0 if head == width else head
+
+
+def best_per_s(run: Callable[..., None], calls: list[tuple[Any, ...]]) -> float:
+    """Samples/s over all calls, best of 5 after one to compile."""
     best = 0.0
     for _ in range(6):
         started = time.perf_counter()
-        for slots, ordinals, first in batches:
-            least(
-                slots, rig.counts[first : first + BATCH], rig.units[first : first + BATCH], ordinals,
-                rig.state, rig.window, *rig.floats, rig.flags, rig.phase, rig.stage,
-            )
-        best = max(best, BATCH * CALLS / (time.perf_counter() - started))
+        for arguments in calls:
+            run(*arguments)
+        best = max(best, BATCH * len(calls) / (time.perf_counter() - started))
     return best
+
+
+def least_per_s(rig: Rig) -> float:
+    """Samples/s of ``least`` over the rig's slots."""
+    floats, flags, phase = np.zeros((4, BATCH)), np.zeros(BATCH, np.uint16), np.zeros(BATCH, np.uint8)
+    stage = np.zeros(BATCH, np.uint32)
+    calls = [
+        (
+            slots,
+            rig.counts[first : first + BATCH],
+            rig.units[first : first + BATCH],
+            ordinals,
+            rig.state,
+            rig.window,
+            floats,
+            flags,
+            phase,
+            stage,
+        )
+        for slots, ordinals, first in rig.batches()
+    ]
+    return best_per_s(least, calls)
 
 
 def report(benchmark: Any, name: str, rig: Rig, baseline_per_s: float) -> float:
     """Print one line; returns samples/s (best round)."""
     per_s = BATCH * CALLS / benchmark.stats.stats.min
-    benchmark.extra_info.update(samples_per_s=per_s, ratio=per_s / baseline_per_s, checksum=rig.checksum(), seed=SEED)
-    print(
-        f"\n{name}: {per_s / 1e6:.1f} M samples/s, {per_s / baseline_per_s:.2f} of the least update "
+    benchmark.extra_info.update(
+        samples_per_s=per_s, ratio=per_s / baseline_per_s, checksum=rig.checksum(), seed=SEED
+    )
+    line = (
+        f"{name}: {per_s / 1e6:.1f} M samples/s, {per_s / baseline_per_s:.2f} of the least update "
         f"({baseline_per_s / 1e6:.1f} M/s), {SLOTS} slots, seed {SEED}, checksum {rig.checksum()}"
     )
+    print("\n" + line)
     return per_s
 
 
@@ -193,7 +253,9 @@ def report(benchmark: Any, name: str, rig: Rig, baseline_per_s: float) -> float:
         ("moving, slots in order", MOVING, slots_in_order, 0.0),
     ],
 )
-def test_judge(benchmark: Any, name: str, spec: tuple[Any, ...], order: Callable[[], Any], gate_per_s: float) -> None:
+def test_judge(
+    benchmark: Any, name: str, spec: tuple[Any, ...], order: Callable[[], Any], gate_per_s: float
+) -> None:
     """Steady state: every window is full."""
     rig = Rig(order(), spec)
 
@@ -207,3 +269,64 @@ def test_judge(benchmark: Any, name: str, spec: tuple[Any, ...], order: Callable
     benchmark.pedantic(run, setup=batches, rounds=12, warmup_rounds=2)
     per_s = report(benchmark, name, rig, least_per_s(rig))
     assert not GATE or per_s >= gate_per_s
+
+
+def test_restore(benchmark: Any) -> None:
+    """A full arena put back from its history, report by report: chambers of 25 frozen charts."""
+    charts, chambers = 25, SLOTS // 25
+    reports = 64  # of each chamber a call
+    n = charts * reports
+    rng = np.random.default_rng(SEED)
+    rig = Rig(random_slots(), FROZEN)
+    units = rng.uniform(10.0, 50.0, n)
+    columns = (
+        rng.poisson(0.2 * units).astype(np.float64),
+        units,
+        np.repeat(np.arange(reports, dtype=np.uint32), charts),
+        np.zeros(n, np.uint16),
+        np.full(n, 2, np.uint8),
+        np.full(n, 0.2),
+        np.full(n, rig.specs["basis"][0], np.uint32),
+        np.zeros(n, np.uint32),
+    )
+    ops = np.zeros(n, np.uint8)
+    slots = [np.tile(np.arange(c * charts, (c + 1) * charts, dtype=np.int32), reports) for c in range(chambers)]
+
+    def run() -> None:
+        for chamber in slots:
+            for _ in range(WINDOW // reports):
+                kernels.restore(ops, chamber, *columns, rig.state, rig.sums, rig.window)
+
+    benchmark.pedantic(run, rounds=4, warmup_rounds=1)
+    samples = chambers * charts * WINDOW
+    per_s = samples / benchmark.stats.stats.min
+    crc = zlib.crc32(rig.window.tobytes())
+    benchmark.extra_info.update(samples_per_s=per_s, checksum=f"{crc:08x}", seed=SEED)
+    print(
+        f"\nrestore: {per_s / 1e6:.1f} M samples/s, the arena of {samples / 1e6:.1f} M in "
+        f"{benchmark.stats.stats.min * 1e3:.0f} ms, seed {SEED}, checksum {crc:08x}"
+    )
+
+
+def test_window_layout(benchmark: Any) -> None:
+    """Why the window is an array of records: one entry into a random slot, against a column a field."""
+    rig = Rig(random_slots(), GIVEN)
+    heads = rig.state["head"].copy()
+    columns = [np.zeros(rig.window.shape, kind) for kind in (np.float64, np.float64, np.uint32)]
+    calls = [
+        (slots, rig.counts[first : first + BATCH], rig.units[first : first + BATCH], ordinals, heads)
+        for slots, ordinals, first in rig.batches()
+    ]
+    for column in columns:
+        column.fill(1)  # pages must be there
+
+    def run() -> tuple[float, float]:
+        records = best_per_s(push_records, [(*call, rig.window) for call in calls])
+        return records, best_per_s(push_columns, [(*call, *columns) for call in calls])
+
+    records, in_columns = benchmark.pedantic(run, rounds=1)
+    benchmark.extra_info.update(samples_per_s=records, ratio=records / in_columns, seed=SEED)
+    print(
+        f"\nwindow of records: {records / 1e6:.1f} M entries/s, {records / in_columns:.2f} of a column a field "
+        f"({in_columns / 1e6:.1f} M/s), seed {SEED}"
+    )

@@ -53,7 +53,6 @@ finally:
         del _modules["aiohttp"]
 
 TOUCHED: Final = (
-    "_close",
     "_flush_queue",
     "_max_payload",
     "_pending",

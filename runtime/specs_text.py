@@ -41,7 +41,7 @@ def to_yaml(specs: Specs) -> str:
     """The document as a person would write it; fields at their default are left out."""
     import yaml
 
-    tree = msgspec.to_builtins(specs)
+    tree = {field: value for field, value in msgspec.to_builtins(specs).items() if value}
     return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)) if tree else "{}\n"
 
 

@@ -115,8 +115,7 @@ def rejected(
 
 async def _show(settings: Settings, kind: _Kind, choice: _Choice) -> None:
     console = terminal.stdout()
-    if not choice.json:
-        console.print(kind.heading, style="bold")
+    at = None if choice.since in ("", "all") else terminal.since_time(choice.since, datetime.now(UTC))
 
     def show(lines: list[Line]) -> None:
         if choice.json:
@@ -132,7 +131,9 @@ async def _show(settings: Settings, kind: _Kind, choice: _Choice) -> None:
         except NotFound as error:
             problem = f"no stream {', '.join(kind.streams)} yet: start a defender, or correct {kind.setting}"
             raise InputError(problem) from error
-        async for record in _past(connection, kind, choice, ends):
+        if not choice.json:
+            console.print(kind.heading, style="bold")
+        async for record in _past(connection, kind, choice, at, ends):
             show(kind.lines(record, choice.wanted))
         if choice.follow:
             begins = {stream: end + 1 for stream, end in ends.items()}
@@ -141,15 +142,14 @@ async def _show(settings: Settings, kind: _Kind, choice: _Choice) -> None:
 
 
 async def _past(
-    connection: Connection, kind: _Kind, choice: _Choice, ends: dict[str, int]
+    connection: Connection, kind: _Kind, choice: _Choice, at: datetime | None, ends: dict[str, int]
 ) -> AsyncIterator[Record]:
-    """What is there already, up to *ends*, and asked for."""
+    """What is there already, up to *ends*, and asked for: since *at*, all, or the newest."""
 
     def matches(record: Record) -> bool:
         return bool(kind.lines(record, choice.wanted))
 
     if choice.since:
-        at = None if choice.since == "all" else terminal.since_time(choice.since, datetime.now(UTC))
         parts = [reading.read(connection, stream, kind.subject, Start(at=at)) for stream in kind.streams]
         kept: deque[Record] = deque(maxlen=choice.last)
         async for record in reading.merged(parts):

@@ -21,7 +21,6 @@ from runtime.cli.reading import Start
 from runtime.config import Settings
 from runtime.connection import Connection
 from runtime.errors import InputError
-from runtime.frames import header
 from runtime.specs import BUILT_IN, Baseline, Specs
 from runtime.specs_text import parse, to_yaml
 
@@ -184,7 +183,7 @@ async def _store(settings: Settings, update: Any, dry_run: bool) -> None:
     """Stores ``update(specs in force, charts seen)`` and says what that means."""
     console = terminal.stderr()
     async with terminal.session(settings) as connection:
-        await terminal.prepared(connection, settings, f"KV_{settings.nats_kv_chart_specs}")
+        await terminal.prepared(connection, settings, _stream(settings))
         bucket = _bucket(connection, settings)
         entry = await bucket.get(model.KEY)
         stored = _decoded(entry)
@@ -210,18 +209,26 @@ async def _store(settings: Settings, update: Any, dry_run: bool) -> None:
 
 async def _shown(settings: Settings, revision: int | None) -> Stored:
     async with terminal.session(settings) as connection:
-        await terminal.prepared(connection, settings, f"KV_{settings.nats_kv_chart_specs}")
-        if revision is None:
-            return _decoded(await _bucket(connection, settings).get(model.KEY))
-        for row in await _revisions(connection, settings):
-            if row.seq == revision and row.payload:
-                return Stored(model.decode(row.payload), revision)
-    raise InputError(f"revision {revision} is not kept (any more): see defender specs show --history")
+        if not await terminal.exists(connection, settings, _stream(settings)):
+            stored = Stored(BUILT_IN, 0)
+        elif revision is None:
+            stored = _decoded(await _bucket(connection, settings).get(model.KEY))
+        else:
+            kept = {row.seq: row for row in await _revisions(connection, settings)}
+            stored = (
+                Stored(model.decode(kept[revision].payload), revision)
+                if revision in kept
+                else Stored(BUILT_IN, 0)
+            )
+    if revision is not None and stored.revision != revision:
+        raise InputError(f"revision {revision} is not kept: see defender specs show --history")
+    return stored
 
 
 async def _history(settings: Settings) -> list[dict[str, Any]]:
     async with terminal.session(settings) as connection:
-        await terminal.prepared(connection, settings, f"KV_{settings.nats_kv_chart_specs}")
+        if not await terminal.exists(connection, settings, _stream(settings)):
+            return []
         return [
             {
                 "revision": row.seq,
@@ -229,15 +236,17 @@ async def _history(settings: Settings) -> list[dict[str, Any]]:
                 "entries": len(model.decode(row.payload).charts),
             }
             for row in await _revisions(connection, settings)
-            if row.payload
         ]
 
 
 async def _revisions(connection: Connection, settings: Settings) -> list[reading.Record]:
-    bucket = settings.nats_kv_chart_specs
-    subject = f"$KV.{bucket}.{model.KEY}"
-    rows = [row async for row in reading.read(connection, f"KV_{bucket}", subject, Start())]
-    return [row for row in rows if header(row.headers, b"KV-Operation") is None]
+    subject = f"$KV.{settings.nats_kv_chart_specs}.{model.KEY}"
+    rows = [row async for row in reading.read(connection, _stream(settings), subject, Start())]
+    return [row for row in rows if row.payload]  # a deletion has none
+
+
+def _stream(settings: Settings) -> str:
+    return f"KV_{settings.nats_kv_chart_specs}"
 
 
 async def _seen_now(settings: Settings) -> list[ChartSeen]:

@@ -65,11 +65,18 @@ async def session(fleet: config.Settings) -> AsyncIterator[Connection]:
         await connection.close()
 
 
-async def prepared(connection: Connection, fleet: config.Settings, stream: str) -> None:
-    """Makes the fleet's streams and buckets if *stream* is not there: no defender may have run yet."""
+async def exists(connection: Connection, fleet: config.Settings, stream: str) -> bool:
+    """Whether the server has this stream (or bucket: ``KV_<name>``)."""
     try:
         await connection.api(f"STREAM.INFO.{stream}", timeout_s=fleet.request_timeout_s)
     except NotFound:
+        return False
+    return True
+
+
+async def prepared(connection: Connection, fleet: config.Settings, stream: str) -> None:
+    """Makes the fleet's streams and buckets if *stream* is not there: no defender may have run yet."""
+    if not await exists(connection, fleet, stream):
         await resources.ensure(connection, fleet)
 
 

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 
 import msgspec
 import pytest
@@ -285,14 +286,24 @@ async def test_a_certificate_that_is_none_is_an_error_that_names_the_setting(
         await connect(msgspec.structs.replace(settings, nats_tls_ca=str(bad)), "test")
 
 
+class CountingRandom(Random):
+    """Counts the draws: one for each pause between two tries."""
+
+    draws = 0
+
+    def random(self) -> float:
+        self.draws += 1
+        return super().random()
+
+
 async def test_waiting_for_a_server_logs_each_cause_once(
     own_server: NatsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     own_server.stop()
+    random = CountingRandom(1)
     with caplog.at_level(logging.WARNING, logger="defender"):
-        dialling = asyncio.create_task(connect(settings_for(own_server), "test", wait=True))
-        await until(lambda: len(caplog.records) == 1)
-        await asyncio.sleep(0.5)  # several tries with the same cause
+        dialling = asyncio.create_task(connect(settings_for(own_server), "test", wait=True, random=random))
+        await until(lambda: random.draws >= 3)
         assert [record.getMessage() for record in caplog.records] == ["waiting for NATS"]
         own_server.start()
         connection = await asyncio.wait_for(dialling, 10)
@@ -307,6 +318,7 @@ def test_nats_py_still_has_what_the_connection_touches() -> None:
         re.findall(r"def (_[a-z]\w*)", source)
     )
     assert used & theirs == set(connection_module.TOUCHED)
+    assert "_io_writer" in vars(connection_module.nats.aio.transport.TcpTransport())
     assert list(inspect.signature(client._process_msg).parameters) == [
         "self", "sid", "subject", "reply", "data", "headers",
     ]  # fmt: skip

@@ -1,0 +1,117 @@
+"""Who takes which stable ID: the decision, without a server."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.bucket import Entry
+from runtime.errors import SettingsError
+from runtime.identity import Claim, Decision, Pod, Standby, candidates, decide, decode_claims, stable_id
+from runtime.membership import Heartbeat, State, waiting
+
+IDS = [stable_id(number) for number in range(4)]
+ME = Pod("uid-me", "pod-me", "stable", "r1")
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def claim(number: int, uid: str = "uid-other", track: str = "stable", revision: str = "r1") -> Claim:
+    return Claim(stable_id(number), uid, f"pod-{uid}", track, revision, NOW, "s")
+
+
+def claims(*held: Claim) -> dict[str, Claim]:
+    return {one.stable_id: one for one in held}
+
+
+def test_the_lowest_free_id_is_taken() -> None:
+    assert decide({}, ME, IDS, holders_max=4) == Decision("defender-0")
+    assert decide(claims(claim(0), claim(2)), ME, IDS, holders_max=4) == Decision("defender-1")
+
+
+def test_a_pod_takes_its_own_id_back_before_anything_else() -> None:
+    mine = claims(claim(0, revision="r2"), claim(3, uid="uid-me"))
+    assert decide(mine, ME, IDS, holders_max=1) == Decision("defender-3")
+
+
+def test_a_pod_stands_by_while_another_revision_of_its_track_holds_ids() -> None:
+    assert decide(claims(claim(0, revision="r0")), ME, IDS, holders_max=4).standby is Standby.ROLLING_UPDATE
+
+
+def test_another_revision_of_another_track_is_no_rolling_update() -> None:
+    held = claims(claim(100, track="canary", revision="r2"))
+    assert decide(held, ME, IDS, holders_max=1) == Decision("defender-0")
+
+
+def test_a_pod_stands_by_when_there_are_enough_holders() -> None:
+    assert decide(claims(claim(0)), ME, IDS, holders_max=1).standby is Standby.ENOUGH_HOLDERS
+    in_range_of_other_track = claims(claim(1, track="canary"))
+    assert decide(in_range_of_other_track, ME, IDS, holders_max=1).standby is Standby.ENOUGH_HOLDERS
+
+
+def test_a_pod_stands_by_when_no_id_of_its_range_is_free() -> None:
+    held = claims(*(claim(number, uid=f"uid-{number}") for number in range(4)))
+    assert decide(held, ME, IDS, holders_max=9).standby is Standby.NONE_FREE
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_pods_that_wait_together_try_different_ids(pods: int, ids: int) -> None:
+    names = [stable_id(number) for number in range(ids)]
+    order = [f"uid-{number}" for number in range(pods)]
+    tried = [
+        decide({}, Pod(uid, uid, "stable", "r1"), names, holders_max=ids, waiting=order).stable_id
+        for uid in order
+    ]
+    assert len(set(tried)) == min(pods, ids)
+
+
+@given(st.sets(st.integers(0, 9)), st.integers(1, 12))
+def test_a_decision_never_takes_a_held_id_nor_one_too_many(held: set[int], holders_max: int) -> None:
+    ids = [stable_id(number) for number in range(10)]
+    living = claims(*(claim(number, uid=f"uid-{number}") for number in held))
+    decision = decide(living, ME, ids, holders_max=holders_max)
+    if decision.stable_id is None:
+        assert len(held) >= min(holders_max, 10)
+    else:
+        assert decision.stable_id not in living
+        assert len(held) < holders_max
+
+
+def test_the_source_of_identity_decides_the_candidates() -> None:
+    assert candidates("claim", range(2, 4), "web-x7") == ["defender-2", "defender-3"]
+    assert candidates("ordinal", range(10), "fab-7") == ["defender-7"]
+    assert candidates("pod", range(10), "web-x7") == ["web-x7"]
+
+
+def test_an_ordinal_that_is_none_is_an_error_that_names_the_setting() -> None:
+    with pytest.raises(SettingsError, match="POD_NAME"):
+        candidates("ordinal", range(10), "web-x7")
+    with pytest.raises(SettingsError, match="ID_RANGE"):
+        candidates("ordinal", range(10), "fab-10")
+
+
+def test_a_key_without_a_claim_in_it_holds_nothing() -> None:
+    entries = {
+        "defender-0": Entry("defender-0", None, 4),
+        "defender-1": Entry("defender-1", b"not a claim", 5),
+    }
+    assert decode_claims(entries) == {}
+
+
+def test_waiting_pods_are_ordered_by_their_revisions_and_holders_do_not_wait() -> None:
+    import msgspec
+
+    def beat(uid: str, revision: int, track: str = "stable", held: str | None = None) -> Entry:
+        value = Heartbeat(uid, uid, track, "r1", State.STANDBY, NOW, stable_id=held)
+        return Entry(uid, msgspec.json.encode(value), revision)
+
+    entries = {
+        "a": beat("a", 9),
+        "b": beat("b", 3),
+        "c": beat("c", 1, held="defender-0"),
+        "d": beat("d", 2, track="canary"),
+        "gone": Entry("gone", None, 1),
+    }
+    assert waiting(entries, "stable") == ["b", "a"]

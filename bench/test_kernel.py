@@ -53,7 +53,7 @@ class Rig:
         self.counts = rng.poisson(0.2 * self.units).astype(np.float64)
         self.specs = np.array([self.spec], SPEC)
         self.journal = np.zeros(BATCH, JOURNAL)
-        self.floats = [np.zeros(BATCH) for _ in range(4)]
+        self.floats: Any = [np.zeros(BATCH) for _ in range(4)]
         self.flags = np.zeros(BATCH, np.uint16)
         self.phase = np.zeros(BATCH, np.uint8)
         self.stage = np.zeros(BATCH, np.uint32)
@@ -65,17 +65,23 @@ class Rig:
         every = np.arange(SLOTS, dtype=np.int32)
         for _ in range(WINDOW):
             for first in range(0, SLOTS, BATCH):
-                self.call(every[first : first + BATCH], 0)
+                slots = every[first : first + BATCH]
+                self.judge(slots, self.next_ordinals(slots), 0, len(slots))
 
-    def call(self, slots: Any, first: int) -> None:
-        """Judge one batch: the chart's next report each (a slot drawn twice is a few reports on)."""
-        n = len(slots)
-        ordinals = self.next_ordinal[slots]
-        self.next_ordinal[slots] += 1
-        self.judge(slots, ordinals, first, n)
+    def next_ordinals(self, slots: Any) -> Any:
+        """Ordinal of each sample: its chart's next report, also where a batch has a chart twice."""
+        order = np.argsort(slots, kind="stable")
+        in_order = slots[order]
+        starts = np.flatnonzero(np.concatenate(([True], in_order[1:] != in_order[:-1])))
+        rank = np.arange(len(slots)) - np.repeat(starts, np.diff(np.append(starts, len(slots))))
+        ordinals = np.empty(len(slots), np.uint32)
+        ordinals[order] = self.next_ordinal[in_order] + rank
+        np.add.at(self.next_ordinal, slots, 1)
+        return ordinals
 
     def judge(self, slots: Any, ordinals: Any, first: int, n: int) -> None:
         """One kernel call."""
+        u, centre, lcl, ucl = self.floats
         kernels.judge(
             self.ops[:n],
             slots,
@@ -89,7 +95,10 @@ class Rig:
             self.sums,
             self.window,
             self.journal,
-            *self.floats,
+            u,
+            centre,
+            lcl,
+            ucl,
             self.flags,
             self.phase,
             self.stage,
@@ -100,8 +109,7 @@ class Rig:
         made = []
         for i in range(CALLS):
             slots = self.slots[i * BATCH : (i + 1) * BATCH]
-            made.append((slots, self.next_ordinal[slots], i * BATCH))
-            self.next_ordinal[slots] += 1
+            made.append((slots, self.next_ordinals(slots), i * BATCH))
         return made
 
     def checksum(self) -> str:
@@ -181,7 +189,14 @@ def push_records(slots: Any, counts: Any, units: Any, ordinals: Any, heads: Any,
 
 @numba.njit(error_model="numpy")
 def push_columns(
-    slots: Any, counts: Any, units: Any, ordinals: Any, heads: Any, column_c: Any, column_n: Any, column_t: Any
+    slots: Any,
+    counts: Any,
+    units: Any,
+    ordinals: Any,
+    heads: Any,
+    column_c: Any,
+    column_n: Any,
+    column_t: Any,
 ) -> None:
     """Write one entry a sample, the window being a column a field."""
     width = column_c.shape[1]
@@ -230,7 +245,7 @@ def least_per_s(rig: Rig) -> float:
 
 def report(benchmark: Any, name: str, rig: Rig, baseline_per_s: float) -> float:
     """Print one line; returns samples/s (best round)."""
-    per_s = BATCH * CALLS / benchmark.stats.stats.min
+    per_s: float = BATCH * CALLS / benchmark.stats.stats.min
     benchmark.extra_info.update(
         samples_per_s=per_s, ratio=per_s / baseline_per_s, checksum=rig.checksum(), seed=SEED
     )
@@ -290,7 +305,9 @@ def test_restore(benchmark: Any) -> None:
         np.zeros(n, np.uint32),
     )
     ops = np.zeros(n, np.uint8)
-    slots = [np.tile(np.arange(c * charts, (c + 1) * charts, dtype=np.int32), reports) for c in range(chambers)]
+    slots = [
+        np.tile(np.arange(c * charts, (c + 1) * charts, dtype=np.int32), reports) for c in range(chambers)
+    ]
 
     def run() -> None:
         for chamber in slots:
@@ -327,6 +344,6 @@ def test_window_layout(benchmark: Any) -> None:
     records, in_columns = benchmark.pedantic(run, rounds=1)
     benchmark.extra_info.update(samples_per_s=records, ratio=records / in_columns, seed=SEED)
     print(
-        f"\nwindow of records: {records / 1e6:.1f} M entries/s, {records / in_columns:.2f} of a column a field "
-        f"({in_columns / 1e6:.1f} M/s), seed {SEED}"
+        f"\nwindow of records: {records / 1e6:.1f} M entries/s, {records / in_columns:.2f} of "
+        f"a column a field ({in_columns / 1e6:.1f} M/s), seed {SEED}"
     )

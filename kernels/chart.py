@@ -272,9 +272,7 @@ def screened_centre(slot: Any, total: Any, window: Any, s: int, k: float) -> flo
 
 
 @device
-def mark_beyond(
-    slot: Any, total: Any, window: Any, s: int, centre: float, k: float, exclude: bool
-) -> int:
+def mark_beyond(slot: Any, total: Any, window: Any, s: int, centre: float, k: float, exclude: bool) -> int:
     """Count the usable remembered samples beyond the limits of ``centre``; leave them out if told."""
     width = window.shape[1]
     length = signed(slot["length"])
@@ -298,7 +296,15 @@ def mark_beyond(
 
 @device
 def push(
-    slot: Any, total: Any, window: Any, s: int, count: float, units: float, ordinal: int, usable: int, moves: bool
+    slot: Any,
+    total: Any,
+    window: Any,
+    s: int,
+    count: float,
+    units: float,
+    ordinal: int,
+    usable: int,
+    moves: bool,
 ) -> None:
     """Remember a sample; of a full ring the oldest leaves. ``moves``: the baseline's sums follow."""
     width = window.shape[1]

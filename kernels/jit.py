@@ -40,8 +40,12 @@ R = TypeVar("R")
 
 logger = logging.getLogger("kernels")
 
-if numba.config.CPU_NAME and numba.config.CPU_FEATURES is None:
-    numba.config.CPU_FEATURES = ""
+config: Any = numba.config
+
+if config.CPU_NAME and config.CPU_FEATURES is None:
+    config.CPU_FEATURES = ""
+
+compile_result: Any = compiler.CompileResult
 
 DIGEST_BYTES = 32
 
@@ -110,7 +114,7 @@ class KernelCache(_Cache):
         if hashlib.sha256(pickled).digest() != digest:
             logger.warning("kernel cache: %s is damaged and not used; run 'defender warm'", path)
             return None
-        return compiler.CompileResult._rebuild(target_context, *pickle.loads(pickled))
+        return compile_result._rebuild(target_context, *pickle.loads(pickled))
 
     def save_overload(self, sig: Any, compiled: Any) -> None:
         """Nothing: a process that serves must not write (numba calls this after compiling)."""
@@ -142,7 +146,11 @@ class KernelCache(_Cache):
 
 
 def device(function: Callable[P, R]) -> Callable[P, R]:
-    """A function that kernels call; compiled into them, so never loaded on its own."""
+    """A function that kernels call; compiled into them, so never loaded on its own.
+
+    Inlined by numba, not by LLVM: numba counts references to the arrays that a call passes, atomically.
+    That took a third of ``judge``'s time (36 ns a sample instead of 24, all in L1).
+    """
     return cast(Callable[P, R], numba.njit(error_model="numpy", inline="always")(function))
 
 
@@ -151,18 +159,19 @@ def kernel(signature: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
     def compiled(function: Callable[P, R]) -> Callable[P, R]:
         name = function.__name__
-        if numba.config.DISABLE_JIT:
+        if config.DISABLE_JIT:
             _status[name] = Status(name, "python", 0.0)
             return function
         started = time.perf_counter()
-        dispatcher = numba.njit(error_model="numpy")(function)
+        dispatcher: Any = numba.njit(error_model="numpy")(function)
         dispatcher._cache = KernelCache(name)
         dispatcher.compile(signature)
         dispatcher.disable_compile()
         missed = sum(dispatcher._cache_misses.values()) > 0
         _dispatchers[name] = dispatcher
         took_ms = (time.perf_counter() - started) * 1e3
-        _report_miss(name, took_ms) if missed else None
+        if missed:
+            _report_miss(name, took_ms)
         _status[name] = Status(name, "compiled" if missed else "cache", took_ms)
         return cast(Callable[P, R], dispatcher)
 

@@ -14,7 +14,7 @@ FROZEN, on the frozen centre, which every later verdict carries. That is why ``r
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numba
 import numpy as np
@@ -39,7 +39,20 @@ from kernels.chart import (
 )
 from kernels.jit import device, kernel, signed
 from kernels.prefetch import prefetch
-from kernels.state import ENTRY, FROZE, HOLDS_ENTRY, HOLDS_SUMS, JOURNAL, KIND_MASK, RESET, SLOT, SPEC, SUMS, Baseline, Phase
+from kernels.state import (
+    ENTRY,
+    FROZE,
+    HOLDS_ENTRY,
+    HOLDS_SUMS,
+    JOURNAL,
+    KIND_MASK,
+    RESET,
+    SLOT,
+    SPEC,
+    SUMS,
+    Baseline,
+    Phase,
+)
 
 U1: TypeAlias = npt.NDArray[np.uint8]
 U2: TypeAlias = npt.NDArray[np.uint16]
@@ -79,6 +92,73 @@ def _hint(i: int, n: int, slots: I4, state: Records, window: Records) -> None:
         prefetch(window[later, signed(state[later]["head"])])
 
 
+@device
+def _baseline_moves(
+    slot: Any, total: Any, window: Records, s: int, spec: Any, ordinal: int, since: int, past: Any
+) -> bool:
+    """Open a stage, forget, freeze: what comes before judging. True while the centre is not fixed."""
+    kind = signed(spec["basis"]) & KIND_MASK
+    fresh = slot["length"] == 0 or slot["basis"] != spec["basis"] or signed(slot["newest"]) < since
+    moves = kind != GIVEN and (fresh or slot["frozen"] == 0)
+    holds = HOLDS_ENTRY
+    if moves:
+        past["sums"] = total
+        holds |= HOLDS_SUMS
+    if fresh:
+        forget(slot)
+        slot["basis"] = spec["basis"]
+        slot["stage"] = ordinal
+        if moves:
+            clear_sums(total)
+    elif moves:
+        expire(slot, total, window, s, since)
+        if kind == FROZEN and slot["usable"] >= spec["phase_one"]:
+            freeze(slot, window, s, screened_centre(slot, total, window, s, spec["k"]))
+            holds |= FROZE
+            moves = False
+    past["holds"] = holds
+    return moves
+
+
+@device
+def _centre_in_force(slot: Any, total: Any, spec: Any, moves: bool) -> float:
+    """The centre line that the next sample is judged by, or NO_CENTRE."""
+    if moves:
+        return moving_centre(slot, total, signed(spec["minimum"]))
+    if signed(spec["basis"]) & KIND_MASK == GIVEN:
+        return float(spec["centre"])
+    return float(slot["centre"])
+
+
+@device
+def _run_signals(slot: Any, window: Records, s: int, since: int, z: float, centre: float, moves: bool) -> int:
+    """Flags of rules 2 to 4."""
+    if moves:
+        return moving_runs(slot, window, s, z, centre)
+    next_registers(slot, z)
+    return fixed_runs(slot, window, s, since)
+
+
+@device
+def _remember(
+    slot: Any,
+    total: Any,
+    window: Records,
+    s: int,
+    past: Any,
+    count: float,
+    units: float,
+    ordinal: int,
+    usable: int,
+    moves: bool,
+) -> None:
+    """Push a sample; the entry that it overwrites goes to the journal."""
+    head = signed(slot["head"])
+    past["entry"] = window[s, head]
+    past["position"] = head
+    push(slot, total, window, s, count, units, ordinal, usable, moves)
+
+
 @kernel(
     _void(
         *(_u1, _i4, _i4, _f8, _f8, _u4, _specs, numba.int64, _state, _sums, _window, _journal),
@@ -108,93 +188,49 @@ def judge(
 ) -> None:
     """Judge ``n = len(ops)`` samples in order; the other columns have at least n items.
 
-    ``ops``: SAMPLE or RESET (the slot forgets all; its other inputs are not read but ``slots``).
+    ``ops``: SAMPLE or RESET (the slot forgets all; of the inputs only ``slots`` is read).
     ``journal[i]`` holds what undoes sample i. Outputs: u = c/n, centre line and limits (NaN while
     there are none, and for a reset), flags (bit r-1: rule r, of the rules in force), phase (``Phase``),
     stage (ordinal of the first sample of the sample's stage; 0 for a reset).
     """
-    n = ops.shape[0]
-    for i in range(n):
-        _hint(i, n, slots, state, window)
+    for i in range(ops.shape[0]):
+        _hint(i, ops.shape[0], slots, state, window)
         s = signed(slots[i])
-        slot = state[s]
-        total = sums[s]
-        past = journal[i]
+        slot, total, past = state[s], sums[s], journal[i]
         past["slot"] = slot
         past["index"] = s
+        u = centre = lower = upper = math.nan
+        flags, phase, stage = 0, LEARNING, 0
         if ops[i] == RESET:
             past["holds"] = 0
             forget(slot)
-            out_u[i] = math.nan
-            out_centre[i] = math.nan
-            out_lcl[i] = math.nan
-            out_ucl[i] = math.nan
-            out_flags[i] = 0
-            out_phase[i] = LEARNING
-            out_stage[i] = 0
-            continue
-        spec = specs[signed(spec_ids[i])]
-        ordinal = signed(ordinals[i])
-        since = ordinal - depth
-        kind = signed(spec["basis"]) & KIND_MASK
-        fresh = slot["length"] == 0 or slot["basis"] != spec["basis"] or signed(slot["newest"]) < since
-        moves = kind != GIVEN and (fresh or slot["frozen"] == 0)
-        holds = HOLDS_ENTRY
-        if moves:
-            past["sums"] = total
-            holds |= HOLDS_SUMS
-        if fresh:
-            forget(slot)
-            slot["basis"] = spec["basis"]
-            slot["stage"] = ordinal
-            if moves:
-                clear_sums(total)
-        elif moves:
-            expire(slot, total, window, s, since)
-            if kind == FROZEN and slot["usable"] >= spec["phase_one"]:
-                freeze(slot, window, s, screened_centre(slot, total, window, s, spec["k"]))
-                holds |= FROZE
-                moves = False
-        c = counts[i]
-        size = units[i]
-        u = c / size
-        if moves:
-            centre = moving_centre(slot, total, signed(spec["minimum"]))
-        elif kind == GIVEN:
-            centre = spec["centre"]
         else:
-            centre = slot["centre"]
-        flags = 0
-        phase = LEARNING
-        lower = upper = math.nan
-        if centre == NO_CENTRE:
-            centre = math.nan
-        else:
-            lower = lower_limit(centre, size, spec["k"])
-            upper = upper_limit(centre, size, spec["k"])
-            z = standardised(u, size, centre)
-            if u > upper or u < lower:
-                flags = RULE_1
-            if moves:
-                flags |= moving_runs(slot, window, s, z, centre)
-            else:
-                next_registers(slot, z)
-                flags |= fixed_runs(slot, window, s, since)
-            flags &= signed(spec["rules"])
-            phase = PHASE_ONE if moves and kind == FROZEN else PHASE_TWO
+            spec = specs[signed(spec_ids[i])]
+            ordinal = signed(ordinals[i])
+            since = ordinal - depth
+            moves = _baseline_moves(slot, total, window, s, spec, ordinal, since, past)
+            in_phase_one = moves and signed(spec["basis"]) & KIND_MASK == FROZEN
+            u = counts[i] / units[i]
+            stage = signed(slot["stage"])
+            in_force = _centre_in_force(slot, total, spec, moves)
+            if in_force != NO_CENTRE:
+                centre = in_force
+                lower = lower_limit(centre, units[i], spec["k"])
+                upper = upper_limit(centre, units[i], spec["k"])
+                z = standardised(u, units[i], centre)
+                flags = RULE_1 if u > upper or u < lower else 0
+                flags |= _run_signals(slot, window, s, since, z, centre, moves)
+                flags &= signed(spec["rules"])
+                phase = PHASE_ONE if in_phase_one else PHASE_TWO
+            usable = 1 if in_phase_one or flags & RULE_1 == 0 else 0
+            _remember(slot, total, window, s, past, counts[i], units[i], ordinal, usable, moves)
         out_u[i] = u
         out_centre[i] = centre
         out_lcl[i] = lower
         out_ucl[i] = upper
         out_flags[i] = flags
         out_phase[i] = phase
-        out_stage[i] = slot["stage"]
-        usable = 1 if flags & RULE_1 == 0 or (moves and kind == FROZEN) else 0
-        head = signed(slot["head"])
-        past["entry"] = window[s, head]
-        past["position"] = head
-        past["holds"] = holds
-        push(slot, total, window, s, c, size, ordinal, usable, moves)
+        out_stage[i] = stage
 
 
 @kernel(_void(_journal, numba.int64, numba.int64, _u1, _state, _sums, _window))
@@ -203,9 +239,9 @@ def undo(
 ) -> None:
     """Undo the samples first ... last-1 of the batch that filled ``journal``, newest first.
 
-    Samples with ``skip[i]`` 1 stay; no later sample of such a sample's slot may be undone without being
-    skipped too... that is: of each slot either a tail of its samples is undone, or none. Afterwards
-    state, sums and window are, bit by bit, what they were.
+    Samples with ``skip[i]`` 1 stay. Of each slot either the newest samples are undone or none: one that
+    stays after one that is undone would leave a chart that never was. Afterwards state, sums and window
+    are, bit by bit, what they were before the undone samples.
     """
     width = window.shape[1]
     for i in range(last - 1, first - 1, -1):

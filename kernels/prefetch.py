@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.typing.templates import Signature
 from numba.extending import intrinsic
 
-from kernels.jit import device
+from kernels.jit import config, device
 
 
 def _prefetch(typing_context: Any, record: Any) -> tuple[Signature, Any]:
@@ -19,7 +18,8 @@ def _prefetch(typing_context: Any, record: Any) -> tuple[Signature, Any]:
     def lower(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = ir.IntType(8).as_pointer()
         word = ir.IntType(32)
-        hint = cgutils.get_or_insert_function(
+        get_or_insert: Any = cgutils.get_or_insert_function
+        hint = get_or_insert(
             builder.module,
             ir.FunctionType(ir.VoidType(), [pointer, word, word, word]),
             "llvm.prefetch.p0",
@@ -31,13 +31,13 @@ def _prefetch(typing_context: Any, record: Any) -> tuple[Signature, Any]:
     return types.void(record), lower
 
 
-if numba.config.DISABLE_JIT:
+if config.DISABLE_JIT:
 
     def prefetch(record: Any) -> None:
         """Nothing to do in plain Python."""
 
 else:
-    _prefetch_intrinsic = intrinsic(_prefetch)
+    _prefetch_intrinsic: Any = intrinsic(_prefetch)
 
     @device
     def prefetch(record: Any) -> None:

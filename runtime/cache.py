@@ -143,6 +143,14 @@ class Cache:
         self._match(chamber, found)
         return found
 
+    def resolve_reset(self, chamber: Chamber, names: list[str]) -> ChartList:
+        """What a reset of these charts (none: of all) concerns: charts in memory; others have nothing to forget."""
+        known = [slot for name, slot in chamber.slots.items() if not names or name in names]
+        found = ChartList(names, array("i", known))
+        found.spec_ids = array("i", bytes(4 * len(known)))  # not read
+        found.revision = self.revision
+        return found
+
     def forget_stale(self, chamber: Chamber) -> int:
         """Frees the charts of an unpinned chamber that its last *depth* reports did not bring."""
         assert chamber.pins == 0, "slots of a chamber in flight must stay"

@@ -86,9 +86,11 @@ def send(pipe: Pipe, message: ToWorker | ToSupervisor) -> None:
 
 def receive_as_worker(pipe: Pipe) -> ToWorker:
     """Raises EOFError when the supervisor is gone."""
-    return _to_worker.decode(pipe.recv_bytes())
+    word: ToWorker = _to_worker.decode(pipe.recv_bytes())
+    return word
 
 
 def receive_as_supervisor(pipe: Pipe) -> ToSupervisor:
     """Raises EOFError when the worker is gone."""
-    return _to_supervisor.decode(pipe.recv_bytes())
+    word: ToSupervisor = _to_supervisor.decode(pipe.recv_bytes())
+    return word

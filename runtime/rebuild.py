@@ -12,7 +12,7 @@ from kernels.state import RESET, SAMPLE
 from numpy.typing import NDArray
 
 from runtime.cache import Cache, CacheFull, Chamber
-from runtime.wire import StoredVerdict
+from runtime.wire import StoredVerdict, decode_names
 
 _COLUMNS = ("counts", "units", "flags", "phase", "basis", "stage")
 
@@ -94,8 +94,11 @@ class _Columns:
         self.stages: array[int] = array("I")
 
     def add(self, cache: Cache, chamber: Chamber, row: StoredVerdict, *, evict: bool) -> None:
-        charts = cache.resolve(chamber, bytes(row.charts), json=False, evict=evict)
-        assert charts is not None, "only possible names were ever judged"
+        if row.reset is None:
+            charts = cache.resolve(chamber, bytes(row.charts), json=False, evict=evict)
+            assert charts is not None, "only possible names were ever judged"
+        else:
+            charts = cache.resolve_reset(chamber, decode_names(bytes(row.charts), json=False))
         n = len(charts.slots)
         self.slots.extend(charts.slots)
         self.ordinals.append(row.ordinal)

@@ -21,12 +21,14 @@ from collections.abc import Coroutine, Iterable
 from enum import Enum
 from typing import Any, Final
 
+import numpy as np
+
 from runtime import arena as arenas
 from runtime import pipes
 from runtime.cache import CacheFull
 from runtime.config import Settings
 from runtime.connection import Connection, within
-from runtime.counters import Board, Counter, WorkerCounters
+from runtime.counters import LATENCY_BOUNDS_US, LATENCY_BUCKETS, Board, Counter, WorkerCounters
 from runtime.errors import CacheTooSmall, DefenderError, Fenced
 from runtime.frames import frame_pub, header, status_of
 from runtime.history import History
@@ -338,7 +340,12 @@ class Session:
         )
         for reason in batch.reasons:
             counters.reject(reason)
-        counters.observe_latency_us((stored_ns - sample.received_ns) // 1000 for sample in batch.judged)
+        if batch.judged:
+            received_ns = np.array([sample.received_ns for sample in batch.judged])
+            latencies_us = np.maximum((stored_ns - received_ns) // 1000, 0)
+            buckets = np.searchsorted(LATENCY_BOUNDS_US, latencies_us, side="left")
+            counts = np.bincount(buckets, minlength=LATENCY_BUCKETS).tolist()
+            counters.observe_buckets(counts, int(latencies_us.sum()))
 
     # --- the history ----------------------------------------------------------------------------
 

@@ -88,10 +88,9 @@ class Supervisor:
         serving = loop.create_task(self._serve_http(working))
         stopped = loop.create_task(self._stop.wait())
         try:
-            await asyncio.wait(
-                [working, serving, stopped, self._lost], return_when=asyncio.FIRST_COMPLETED
-            )
-            for ended in (self._lost, working, serving):
+            ends: list[asyncio.Future[Any]] = [self._lost, working, serving]
+            await asyncio.wait([stopped, *ends], return_when=asyncio.FIRST_COMPLETED)
+            for ended in ends:
                 if ended.done():
                     ended.result()
             await self._leave(working)
@@ -144,7 +143,8 @@ class Supervisor:
         claimant = Claimant(
             self._bucket(settings.nats_kv_stable_ids), settings, random=self._random, waiting=queue
         )
-        return await self._patiently(lambda: claimant.claim(on_standby))
+        lease: Lease = await self._patiently(lambda: claimant.claim(on_standby))
+        return lease
 
     def _hold(self, lease: Lease) -> None:
         """The ID is ours: the lease is kept, the workers start, and each gets its partitions when it asks."""

@@ -17,6 +17,7 @@ import pytest
 from fleet import connected, settings_for, until
 
 import runtime
+from runtime import bus
 from runtime import connection as connection_module
 from runtime.bus import (
     ApiError,
@@ -150,6 +151,24 @@ async def test_what_waited_for_a_lost_connection_is_never_sent_on_the_next(own_s
         await until(lambda: connection.is_connected and connection.stats["reconnects"] == 1)
         await connection.store("G.new", b"after")
         assert await messages_of(connection, "G") == 1
+
+
+async def test_a_peer_that_hangs_is_left_and_gets_nothing_more_when_it_wakes(
+    own_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bus, "PING_INTERVAL_S", 0.1)
+    async with connected(settings_for(own_server, request_timeout_s=0.3)) as connection:
+        await make_stream(connection, "O")
+        own_server.pause()
+        for _ in range(300):
+            connection.write(frame_pub(b"elsewhere", bytes(100_000)))
+            await asyncio.sleep(0)
+        connection.write(frame_pub(b"O.late", b"must not come"))
+        await until(lambda: not connection.is_connected)
+        own_server.resume()
+        await until(lambda: connection.is_connected and connection.stats["reconnects"] == 1)
+        await connection.store("O.new", b"after")
+        assert await messages_of(connection, "O") == 1
 
 
 async def test_cutting_a_session_drops_what_waits(own_server: NatsServer) -> None:

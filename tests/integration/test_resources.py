@@ -156,10 +156,13 @@ async def test_a_full_server_is_an_error_that_says_so() -> None:
         settings = settings_for(server)
         async with connected(settings) as connection:
             await ensure(connection, settings)
-            subject = settings.names.sample("A")
-            with pytest.raises(ServerStorageFull, match="max_file_store") as full:
+
+            async def fill() -> None:
                 for _ in range(100):
-                    await connection.store(subject, bytes(100_000))
+                    await connection.store(settings.names.sample("A"), bytes(100_000))
+
+            with pytest.raises(ServerStorageFull, match="max_file_store") as full:
+                await fill()
             assert full.value.temporary
 
 

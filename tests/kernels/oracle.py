@@ -13,6 +13,7 @@ other tests can hold what came over the wire against it::
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 
@@ -85,12 +86,12 @@ def run_flags(z: list[float]) -> int:
     if len(nine) == 9 and (all(value > 0 for value in nine) or all(value < 0 for value in nine)):
         flags |= 2
     # No differences: inf - inf is not a tie.
-    steps = [(after > before) - (after < before) for before, after in zip(z, z[1:], strict=False)]
+    steps = [(after > before) - (after < before) for before, after in itertools.pairwise(z)]
     five = steps[-5:]
     if len(five) == 5 and (all(step > 0 for step in five) or all(step < 0 for step in five)):
         flags |= 4
     thirteen = steps[-13:]
-    if len(thirteen) == 13 and all(a * b < 0 for a, b in zip(thirteen, thirteen[1:], strict=False)):
+    if len(thirteen) == 13 and all(a * b < 0 for a, b in itertools.pairwise(thirteen)):
         flags |= 8
     return flags
 

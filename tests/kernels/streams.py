@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +12,9 @@ from hypothesis import strategies as st
 from kernels.state import COUNT_MAX, UNITS_MAX, UNITS_MIN
 from tests.kernels.arena import Event
 from tests.kernels.oracle import Spec
+
+EXAMPLES = int(os.environ.get("KERNEL_EXAMPLES", "100"))
+"""Streams a property test; fewer where the jit is off."""
 
 BASELINES = ("given", "frozen", "moving")
 
@@ -62,7 +66,9 @@ def samples(rng: random.Random) -> Iterator[tuple[float, float]]:
                 case "extreme":
                     yield (
                         float(rng.choice([0, 1, COUNT_MAX, COUNT_MAX - 1])),
-                        rng.choice([UNITS_MIN, UNITS_MIN * (1 + 2**-52), 1.0, UNITS_MAX, UNITS_MAX * (1 - 2**-53)]),
+                        rng.choice(
+                            [UNITS_MIN, UNITS_MIN * (1 + 2**-52), 1.0, UNITS_MAX, UNITS_MAX * (1 - 2**-53)]
+                        ),
                     )
                 case _:
                     yield float(rng.randint(0, 5)), rng.choice([0.1, 0.3, 1 / 3, 0.7])

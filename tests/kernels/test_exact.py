@@ -26,15 +26,15 @@ def test_a_sum_is_fsum_and_goes_back_to_zero(values: list[float]) -> None:
     high = low = 0
     exact = Fraction(0)
     for value in values:
-        total = low + units_low(value)
-        high, low = carried_high(high + units_high(value), total), carried_low(total)
+        total = low + int(units_low(value))
+        high, low = int(carried_high(high + int(units_high(value)), total)), int(carried_low(total))
         exact += Fraction(value)
         assert 0 <= low < 2**62
         assert Fraction(high * 2**62 + low, 2**72) == exact
     assert rounded(high, low) == math.fsum(values)
     for value in sorted(values):
-        total = low - units_low(value)
-        high, low = carried_high(high - units_high(value), total), carried_low(total)
+        total = low - int(units_low(value))
+        high, low = int(carried_high(high - int(units_high(value)), total)), int(carried_low(total))
     assert (high, low) == (0, 0)
 
 

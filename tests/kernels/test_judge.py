@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -11,16 +12,16 @@ from hypothesis import strategies as st
 from kernels.state import COUNT_MAX, UNITS_MAX, UNITS_MIN
 from tests.kernels.arena import Arena, Event, NaiveArena, bits
 from tests.kernels.oracle import Spec
-from tests.kernels.streams import arenas, random_events, with_basis
+from tests.kernels.streams import EXAMPLES, arenas, random_events, with_basis
 
 
 def cut(rng: random.Random, length: int) -> list[tuple[int, int]]:
     """Cut 0..length into batches."""
     cuts = sorted({0, length, *(rng.randint(0, length) for _ in range(rng.randint(0, 6)))})
-    return list(zip(cuts, cuts[1:], strict=False))
+    return list(itertools.pairwise(cuts))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(arenas(), st.integers(0, 255))
 def test_verdicts_are_the_naive_charts_whatever_comes(
     arena: tuple[random.Random, int, int], garbage: int

@@ -42,8 +42,12 @@ def assert_limits(judged: list[Verdict], published: dict[str, Any], first: int =
     assert [v.centre for v in judged[first:]] == pytest.approx(
         [published["ubar"]] * (len(judged) - first), abs=TOLERANCE, rel=TOLERANCE
     )
-    assert [v.ucl for v in judged[first:]] == pytest.approx(published["ucl"][first:], abs=TOLERANCE, rel=TOLERANCE)
-    assert [v.lcl for v in judged[first:]] == pytest.approx(published["lcl"][first:], abs=TOLERANCE, rel=TOLERANCE)
+    assert [v.ucl for v in judged[first:]] == pytest.approx(
+        published["ucl"][first:], abs=TOLERANCE, rel=TOLERANCE
+    )
+    assert [v.lcl for v in judged[first:]] == pytest.approx(
+        published["lcl"][first:], abs=TOLERANCE, rel=TOLERANCE
+    )
 
 
 def test_all_data_sets_are_here() -> None:
@@ -62,7 +66,9 @@ def test_given_the_published_centre_limits_and_flags_are_the_published_ones(name
         assert flagged(judged, rule) == published["nelson_standardised"][str(rule)], f"rule {rule}"
 
 
-@pytest.mark.parametrize("name", [name for name in SETS if SETS[name]["baseline"] is None and not SETS[name]["u0"]])
+@pytest.mark.parametrize(
+    "name", [name for name in SETS if SETS[name]["baseline"] is None and not SETS[name]["u0"]]
+)
 def test_a_phase_one_over_all_samples_finds_the_published_centre(name: str) -> None:
     """With nothing excluded (k of a thousand) the frozen centre is the published one."""
     published = SETS[name]
@@ -73,7 +79,12 @@ def test_a_phase_one_over_all_samples_finds_the_published_centre(name: str) -> N
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in SETS if SETS[name]["baseline"] is None and not SETS[name]["beyond_limits"] and not SETS[name]["u0"]]
+    "name",
+    [
+        name
+        for name in SETS
+        if SETS[name]["baseline"] is None and not SETS[name]["beyond_limits"] and not SETS[name]["u0"]
+    ],
 )
 def test_a_second_pass_after_freezing_gives_the_published_limits_and_flags(name: str) -> None:
     """Phase I over the set, then the set again: from where no run reaches back, all flags agree."""

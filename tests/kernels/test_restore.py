@@ -8,7 +8,7 @@ from hypothesis import given, settings
 
 from tests.kernels.arena import Arena, Event, Judged, bits, record
 from tests.kernels.oracle import Spec
-from tests.kernels.streams import arenas, random_events, with_basis
+from tests.kernels.streams import EXAMPLES, arenas, random_events, with_basis
 
 SLOTS = 3
 
@@ -18,12 +18,12 @@ def last_reports(history: list[Judged], depth: int, ordinal: int) -> list[Judged
     return [row for row in history if row.event.ordinal > ordinal - depth]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(arenas())
 def test_a_restored_chart_gives_the_verdicts_of_one_that_never_left(
     arena: tuple[random.Random, int, int],
 ) -> None:
-    """Cut between any two reports, with the last D reports or more as history: the next verdicts are the same, bit by bit."""
+    """Cut between any two reports, with the last D of them or more as history: bit by bit the same."""
     rng, window, depth = arena
     events = random_events(rng, slots=SLOTS, window=window, depth=depth, length=300)
     lasting = Arena(SLOTS, window, depth)
@@ -53,7 +53,7 @@ def restored_verdicts(events: list[Event], cut: int, window: int, depth: int, la
 
 
 def test_phase_one_that_is_complete_but_partly_forgotten_goes_on_learning_in_both() -> None:
-    """Phase I completes, the chart is absent until its first samples are forgotten: no freeze, here or there."""
+    """Absent until phase I's first samples are forgotten: no freeze, in memory or after a restart."""
     spec = with_basis(Spec("frozen", phase_one=6, minimum=2))
     events = [Event(0, t, spec, float(3 + t % 3)) for t in range(6)]
     events += [Event(0, t, spec, 4.0) for t in range(10, 20)]

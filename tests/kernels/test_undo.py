@@ -8,10 +8,10 @@ from hypothesis import given, settings
 
 from tests.kernels.arena import Arena, Event, bits
 from tests.kernels.oracle import Spec
-from tests.kernels.streams import arenas, random_events, with_basis
+from tests.kernels.streams import EXAMPLES, arenas, random_events, with_basis
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(arenas())
 def test_undoing_a_tail_leaves_the_memory_of_before_bit_by_bit(arena: tuple[random.Random, int, int]) -> None:
     """State, sums and window after undoing are those before the undone samples; the rest goes on the same."""
@@ -34,7 +34,7 @@ def test_undoing_a_tail_leaves_the_memory_of_before_bit_by_bit(arena: tuple[rand
         position = last
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(arenas())
 def test_undoing_part_of_a_batch_leaves_the_other_slots(arena: tuple[random.Random, int, int]) -> None:
     """A slot that is skipped keeps its samples; the undone slots are as if their tail never came."""

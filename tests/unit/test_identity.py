@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,8 +102,6 @@ def test_a_key_without_a_claim_in_it_holds_nothing() -> None:
 
 
 def test_waiting_pods_are_ordered_by_their_revisions_and_holders_do_not_wait() -> None:
-    import msgspec
-
     def beat(uid: str, revision: int, track: str = "stable", held: str | None = None) -> Entry:
         value = Heartbeat(uid, uid, track, "r1", State.STANDBY, NOW, stable_id=held)
         return Entry(uid, msgspec.json.encode(value), revision)

@@ -1,0 +1,230 @@
+"""Partitions acquired and released on a real server: epochs, consumers, positions."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+from typing import Any
+
+import msgspec
+import pytest
+from fleet import connected, settings_for
+
+from runtime.bus import Connection
+from runtime.config import Settings
+from runtime.embedded import NatsServer
+from runtime.errors import Fenced
+from runtime.names import parse_consumer
+from runtime.ownership import Owner, Ownership, Record, State
+from runtime.resources import ensure
+from runtime.wire import Verdict, msgpack_encoder
+
+
+def ownership(connection: Connection, settings: Settings, number: int = 0) -> Ownership:
+    owner = Owner(f"defender-{number}", f"uid-{number}")
+    return Ownership(connection, settings, owner, random=Random(number))
+
+
+async def consumers_of(connection: Connection, settings: Settings) -> dict[str, Any]:
+    listed = await connection.api(f"CONSUMER.LIST.{settings.stream_samples}")
+    return {consumer["name"]: consumer for consumer in listed["consumers"] or []}
+
+
+async def publish(connection: Connection, settings: Settings, reports: int) -> int:
+    """Reports of one chamber; its partition."""
+    for _ in range(reports):
+        await connection.store(settings.names.sample("CH-1"), b"{}")
+    return settings.names.partition_of("CH-1")
+
+
+async def pull_and_ack(
+    connection: Connection, stream: str, consumer: str, batch: int, acked: int
+) -> list[int]:
+    """Pulls *batch* messages, acknowledges the *acked*-th of them (all up to it); sequences of the batch."""
+    got: list[bytes] = []
+    inbox = connection.new_inbox()
+    done = asyncio.Event()
+
+    def deliver(_s: bytes, reply: bytes, _p: bytes, _h: bytes | None) -> None:
+        got.append(reply)
+        if len(got) == batch:
+            done.set()
+
+    sid = await connection.tap(inbox, deliver)
+    await connection.publish(
+        f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", b'{"batch":%d,"expires":3000000000}' % batch, inbox
+    )
+    await asyncio.wait_for(done.wait(), 5)
+    if acked:
+        await connection.call(got[acked - 1].decode(), b"+ACK")
+    await connection.untap(sid)
+    return [int(reply.split(b".")[5]) for reply in got]
+
+
+async def test_acquiring_writes_the_records_and_makes_a_consumer_a_partition(settings: Settings) -> None:
+    async with connected(settings) as connection:
+        await ensure(connection, settings)
+        owner = ownership(connection, settings)
+        acquired = await owner.acquire(range(64))
+        assert sorted(acquired) == list(range(64))
+        records = await owner.records()
+        consumers = await consumers_of(connection, settings)
+        for partition, one in acquired.items():
+            record, epoch = records[partition]
+            assert (record.state, record.owner, record.pod_uid) == (State.OWNED, "defender-0", "uid-0")
+            assert one.epoch == epoch
+            assert one.consumer == f"p{partition}-e{epoch}"
+            config = consumers[one.consumer]["config"]
+            assert config["filter_subject"] == settings.names.incoming(partition)
+            assert config["ack_policy"] == "all"
+            assert config["max_deliver"] == -1
+        assert len(consumers) == 64
+
+
+async def test_a_second_acquisition_has_a_higher_epoch_and_deletes_the_older_consumer(
+    settings: Settings,
+) -> None:
+    async with connected(settings) as connection:
+        await ensure(connection, settings)
+        first = await ownership(connection, settings).acquire([1, 2, 3])
+        second = await ownership(connection, settings, 1).acquire([2])
+        assert second[2].epoch > first[2].epoch
+        assert {parse_consumer(name) for name in await consumers_of(connection, settings)} == {
+            (1, first[1].epoch),
+            (2, second[2].epoch),
+            (3, first[3].epoch),
+        }
+
+
+async def test_the_same_process_that_acquires_again_gets_a_new_epoch(settings: Settings) -> None:
+    async with connected(settings) as connection:
+        await ensure(connection, settings)
+        owner = ownership(connection, settings)
+        first, second = await owner.acquire([5]), await owner.acquire([5])
+        assert second[5].epoch > first[5].epoch
+
+
+async def test_the_position_is_the_ack_floor_of_the_consumer_before(settings: Settings) -> None:
+    async with connected(settings) as connection:
+        await ensure(connection, settings)
+        partition = await publish(connection, settings, 10)
+        first = (await ownership(connection, settings).acquire([partition]))[partition]
+        assert first.position == 0
+        assert await pull_and_ack(connection, first.stream, first.consumer, batch=8, acked=6) == [
+            *range(1, 9)
+        ]
+        second = (await ownership(connection, settings, 1).acquire([partition]))[partition]
+        assert second.position == 6
+        assert await pull_and_ack(connection, second.stream, second.consumer, batch=4, acked=0) == [
+            7,
+            8,
+            9,
+            10,
+        ]
+        third = (await ownership(connection, settings, 2).acquire([partition]))[partition]
+        assert third.position == 6
+
+
+async def test_the_position_is_the_record_s_when_no_consumer_is_left(settings: Settings) -> None:
+    async with connected(settings) as connection:
+        await ensure(connection, settings)
+        partition = await publish(connection, settings, 10)
+        owner = ownership(connection, settings)
+        held = (await owner.acquire([partition]))[partition]
+        await owner.release(partition, 9)
+        await connection.api(f"CONSUMER.DELETE.{held.stream}.{held.consumer}")
+        assert (await ownership(connection, settings, 1).acquire([partition]))[partition].position == 9
+
+
+async def test_the_position_is_the_newest_verdict_s_when_all_else_is_lost(settings: Settings) -> None:
+    names = settings.names
+    async with connected(settings) as connection:
+        await ensure(connection, settings)
+        partition = await publish(connection, settings, 10)
+        for seq, position in ((3, 1), (4, 2), (5, 4)):
+            verdict = Verdict(f"CH-{seq % 2}", seq=seq, ordinal=1, epoch=1, spec=0, position=position)
+            await connection.store(names.verdict(partition, verdict.chamber), msgpack_encoder.encode(verdict))
+        other = (partition + 1) % 64
+        acquired = await ownership(connection, settings).acquire([partition, other])
+        assert acquired[partition].position == 4
+        assert acquired[other].position == 0
+
+
+async def test_a_position_beyond_the_stream_s_end_is_brought_back_to_it(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with connected(settings) as connection:
+        await ensure(connection, settings)
+        partition = await publish(connection, settings, 3)
+        owner = ownership(connection, settings)
+        held = (await owner.acquire([partition]))[partition]
+        await owner.release(partition, 5000)
+        again = (await ownership(connection, settings, 1).acquire([partition]))[partition]
+        assert again.position == 3
+        assert "ahead of the samples" in caplog.text
+        assert again.epoch > held.epoch
+
+
+async def test_a_release_leaves_position_and_epoch_for_the_next_owner(settings: Settings) -> None:
+    async with connected(settings) as connection:
+        await ensure(connection, settings)
+        owner = ownership(connection, settings)
+        held = await owner.acquire([1, 2])
+        await owner.release_all({1: 0, 2: 0})
+        records = await owner.records()
+        assert records[1] == (Record(State.RELEASED, "defender-0", "uid-0", held[1].epoch, 0), held[1].epoch)
+        assert owner.held == {}
+        with pytest.raises(Fenced):
+            await owner.release(1, 0)
+
+
+async def test_a_former_owner_cannot_release_what_another_acquired(settings: Settings) -> None:
+    async with connected(settings) as connection:
+        await ensure(connection, settings)
+        former, same_pod = ownership(connection, settings), ownership(connection, settings)
+        await former.acquire([7])
+        await same_pod.acquire([7])
+        with pytest.raises(Fenced, match="partition 7"):
+            await former.release(7, 99)
+        record, _ = (await same_pod.records())[7]
+        assert (record.state, record.position) == (State.OWNED, 0)
+
+
+async def test_an_owner_that_was_overtaken_while_it_acquired_is_fenced(settings: Settings) -> None:
+    async with connected(settings) as connection:
+        await ensure(connection, settings)
+        slow, fast = ownership(connection, settings), ownership(connection, settings, 1)
+        entry = await slow._write_owner(7)
+        overtaking = (await fast.acquire([7]))[7]
+        with pytest.raises(Fenced, match=str(overtaking.epoch)):
+            await slow._attach(7, entry, await slow._told(0), 100)
+        assert list(await consumers_of(connection, settings)) == [overtaking.consumer]
+
+
+async def test_a_bucket_made_anew_does_not_lose_the_position(settings: Settings) -> None:
+    async with connected(settings) as connection:
+        await ensure(connection, settings)
+        partition = await publish(connection, settings, 5)
+        for _ in range(3):
+            first = (await ownership(connection, settings).acquire([partition]))[partition]
+        await pull_and_ack(connection, first.stream, first.consumer, batch=5, acked=5)
+        await connection.api(f"STREAM.DELETE.KV_{settings.nats_kv_assignments}")
+        await ensure(connection, settings)
+        again = (await ownership(connection, settings).acquire([partition]))[partition]
+        assert again.epoch < first.epoch
+        assert again.position == 5
+        assert list(await consumers_of(connection, settings)) == [again.consumer]
+
+
+async def test_consumers_are_listed_over_several_pages(nats_server: NatsServer) -> None:
+    settings = msgspec.structs.replace(settings_for(nats_server), partitions=64)
+    async with connected(settings) as connection:
+        await ensure(connection, settings)
+        stream = settings.stream_samples
+        for number in range(300):
+            config = {"name": f"p9-e{number}", "durable_name": f"p9-e{number}", "ack_policy": "all"}
+            await connection.api(
+                f"CONSUMER.CREATE.{stream}.p9-e{number}", {"stream_name": stream, "config": config}
+            )
+        told = await ownership(connection, settings)._told(0)
+        assert sorted(told.floors[9]) == list(range(300))

@@ -198,8 +198,11 @@ def moving_runs(slot: Any, window: Any, s: int, newest_z: float, centre: float) 
 
 @device
 def next_registers(slot: Any, z: float) -> None:
-    """Shift a sample into the run registers of a fixed centre."""
-    last_z = slot["last_z"] if slot["length"] > 0 else z
+    """Shift a sample into the run registers of a fixed centre.
+
+    The step of a stage's first sample means nothing; ``fixed_runs`` masks it.
+    """
+    last_z = slot["last_z"]
     # No branches on z: the CPU would guess every other of them wrong.
     slot["above"] = ((signed(slot["above"]) << 1) | signed(z > 0.0)) & REGISTER
     slot["below"] = ((signed(slot["below"]) << 1) | signed(z < 0.0)) & REGISTER
@@ -212,7 +215,7 @@ def next_registers(slot: Any, z: float) -> None:
 def fixed_runs(slot: Any, window: Any, s: int, since: int) -> int:
     """Flags of rules 2 to 4 from the registers, which hold the sample that is judged already.
 
-    The registers may reach back to samples that are forgotten by now. That is looked up only when a
+    The registers may reach back to before what is remembered. That is looked up only when a
     rule would signal: so a fixed centre needs no expiry, and a quiet sample touches no old entry.
     """
     above = signed(slot["above"])
@@ -235,15 +238,13 @@ def freeze(slot: Any, window: Any, s: int, centre: float) -> None:
     length = signed(slot["length"])
     slot["frozen"] = 1
     slot["centre"] = centre
-    slot["length"] = 0  # the first of them has no predecessor
-    newest = min(length, LONGEST_RUN + 1)
+    newest = min(length, LONGEST_RUN)
     position = signed(slot["head"]) - newest
     if position < 0:
         position += width
     for _ in range(newest):
         entry = window[s, position]
         next_registers(slot, standardised(entry["count"] / entry["units"], entry["units"], centre))
-        slot["length"] = length
         position += 1
         if position == width:
             position = 0

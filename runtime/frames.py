@@ -11,6 +11,7 @@ from random import Random
 from typing import Final, NamedTuple
 
 _CRLF: Final = b"\r\n"
+_PULL_DONE: Final = (b"Batch Completed", b"Message Size Exceeds MaxBytes")
 
 Message = tuple[str, str, bytes]
 """(subject, message ID, payload); an empty ID leaves the message without one."""
@@ -19,6 +20,15 @@ Message = tuple[str, str, bytes]
 def status_of(headers: bytes | None) -> bytes:
     """The status code in a header block: ``NATS/1.0 503`` has b"503"."""
     return headers[9:12] if headers is not None and headers[8:9] == b" " else b""
+
+
+def pull_left(headers: bytes) -> int | None:
+    """How many messages a pull left undelivered when it ended as it should: by its time, its bytes or its
+    number. None when it ended otherwise: the consumer was deleted, lost its leader, and so on."""
+    status = status_of(headers)
+    if status == b"408" or (status == b"409" and headers[13:].startswith(_PULL_DONE)):
+        return int(header(headers, b"Nats-Pending-Messages") or 0)
+    return None
 
 
 def header(headers: bytes | None, name: bytes) -> bytes | None:

@@ -30,7 +30,7 @@ from runtime.config import Settings
 from runtime.connection import Connection, within
 from runtime.counters import LATENCY_BOUNDS_US, LATENCY_BUCKETS, Board, Counter, WorkerCounters
 from runtime.errors import CacheTooSmall, DefenderError, Fenced
-from runtime.frames import frame_pub, header, status_of
+from runtime.frames import frame_pub, pull_left
 from runtime.history import History
 from runtime.intake import Intake
 from runtime.jetstream import BatchAck, checked_ack
@@ -204,16 +204,14 @@ class Session:
         return name, intake
 
     def _pull_status(self, subject: bytes, headers: bytes) -> None:
-        status, self._heard_at = status_of(headers), time.monotonic()
-        token = subject.rpartition(b".")[2]
-        if status in (b"408", b"409") and b"Consumer Deleted" not in headers[:64]:
-            left = int(header(headers, b"Nats-Pending-Messages") or 0)
-            intake = self._intakes[int(token)]
+        self._heard_at = time.monotonic()
+        intake, left = self._intakes[int(subject.rpartition(b".")[2])], pull_left(headers)
+        if left is None:
+            why = headers.split(b"\r\n", 1)[0].decode()
+            self._break(SessionBroken(f"partition {intake.partition}: a pull ended with {why!r}"))
+        else:
             intake.pull_ended(left)
             self._refill([intake])
-        else:
-            why = headers.split(b"\r\n", 1)[0].decode()
-            self._break(SessionBroken(f"partition {token.decode()}: a pull ended with {why!r}"))
 
     def _pump(self) -> None:
         """Judges what has come, as long as batches may be in flight."""

@@ -5,7 +5,6 @@ The plan goes to the publisher as JSON; both sides compute the same messages fro
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -138,12 +137,11 @@ def environment(environ: Mapping[str, str], chosen: Mapping[str, str]) -> dict[s
     return {**kept, **chosen, "PYTHONUNBUFFERED": "1"}
 
 
-def settings_of(url: str, plan: Plan, pod_uid: str) -> dict[str, str]:
+def settings_of(url: str, plan: Plan) -> dict[str, str]:
     """The settings of the show's defender, as environment variables."""
     return {
         "NATS_SERVERS": url,
-        "POD_NAME": f"demo-{os.getpid()}",
-        "POD_UID": pod_uid,
+        "POD_NAME": "demo",
         "WORKERS": str(plan.workers),
         "HTTP_HOST": "127.0.0.1",
         "HTTP_PORT": "0",

@@ -14,7 +14,7 @@ import msgspec
 
 from runtime.connection import Connection
 from runtime.errors import DefenderError
-from runtime.frames import Message, frame_pub, header, status_of
+from runtime.frames import Message, frame_pub, header, pull_left, status_of
 from runtime.history import Take
 from runtime.jetstream import NoAnswer
 from runtime.names import Names
@@ -170,7 +170,7 @@ class _Reader:
             except TimeoutError:
                 raise NoAnswer(f"the history sent nothing for {timeout_s:g} s") from None
         if self._broken:
-            raise HistoryBroken(f"reading the history ended with status {self._broken!r}")
+            raise HistoryBroken(f"a pull of the history ended with {self._broken.decode()!r}")
         rows, self._rows = self._rows, []
         return rows
 
@@ -183,14 +183,13 @@ class _Reader:
             self._connection.write(frame_pub(self._next, msgspec.json.encode(request), self._inbox))
 
     def _deliver(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
-        status = status_of(headers) if headers else b""
-        if status:
-            left = int(header(headers, b"Nats-Pending-Messages") or 0)
-            if status != b"409" or left == 0:
-                self._broken = status
-            # 409: the pull ended early by its bytes; the messages that it left are asked for again
-            self._asked -= left
-            self._to_ask += left
+        if headers is not None and status_of(headers):
+            left = pull_left(headers)
+            if left is None:
+                self._broken = headers.split(b"\r\n", 1)[0]
+            else:
+                self._asked -= left
+                self._to_ask += left
         else:
             self._asked -= 1
             self._rows.append(payload)

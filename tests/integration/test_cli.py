@@ -25,6 +25,7 @@ from runtime.bus import Connection
 from runtime.cli import guarded
 from runtime.cli.app import execute
 from runtime.cli.reading import Record, Start, bounds, read
+from runtime.cli.status import _consumers
 from runtime.config import Settings
 from runtime.embedded import NatsServer
 from runtime.identity import Claimant
@@ -363,6 +364,18 @@ async def take_part(connection: Connection, settings: Settings) -> None:
     await Heart(Bucket(connection, settings.nats_kv_heartbeats, random=random), beat, every_s=2).beat_now()
     owner = Owner(lease.stable_id, settings.pod_uid)
     await Ownership(connection, settings, owner, random=random).acquire(range(settings.partitions - 1))
+
+
+def test_consumers_are_read_page_by_page(cli: Cli) -> None:
+    async def count(connection: Connection) -> int:
+        stream = cli.settings.stream_samples
+        config = {"ack_policy": "none", "mem_storage": True, "inactive_threshold": 60 * 10**9}
+        request = {"stream_name": stream, "config": config}
+        for _ in range(300):
+            await connection.api(f"CONSUMER.CREATE.{stream}", request)
+        return len([consumer async for consumer in _consumers(connection, stream)])
+
+    assert cli.with_server(count) == 300, "a page has 256"
 
 
 def test_status_and_where_show_who_holds_what_as_the_buckets_have_it(cli: Cli) -> None:

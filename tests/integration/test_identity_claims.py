@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from random import Random
 from typing import Any
 
@@ -124,7 +125,11 @@ async def test_a_restarted_container_takes_its_id_back_and_fences_the_process_be
     nats_server: NatsServer,
 ) -> None:
     settings = pod(settings_for(nats_server, **FAST), "a")
-    async with claimed(settings) as (_, old, fenced), claimed(settings, 2) as (_, new, _fenced):
+    same = {"now": lambda: datetime(2026, 1, 1, tzinfo=UTC)}
+    async with (
+        claimed(settings, **same) as (_, old, fenced),
+        claimed(settings, 2, **same) as (_, new, _fenced),
+    ):
         assert new.stable_id == old.stable_id
         await until(lambda: fenced)
         assert old.state is LeaseState.FENCED
@@ -161,6 +166,16 @@ async def test_many_pods_at_once_get_an_id_each(settings: Settings) -> None:
             10,
         )
         assert {lease.stable_id for lease in leases} == {f"defender-{number}" for number in range(30)}
+
+
+async def test_the_second_of_the_waiting_pods_tries_the_second_free_id(settings: Settings) -> None:
+    several = msgspec.structs.replace(settings, max_defenders=3)
+
+    async def waiting() -> list[str]:
+        return ["uid-a", "uid-b"]
+
+    async with claimed(pod(several, "b"), waiting=waiting) as (_, lease, _fenced):
+        assert lease.stable_id == "defender-1"
 
 
 async def test_a_lease_whose_deadline_has_passed_is_fenced_without_asking(settings: Settings) -> None:

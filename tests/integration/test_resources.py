@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from fleet import connected, settings_for, until
 
+from runtime import resources
 from runtime.bus import Connection, frame_pub
 from runtime.config import Settings
 from runtime.embedded import NatsServer
@@ -36,6 +37,14 @@ async def test_everything_is_made_once_and_found_again(settings: Settings) -> No
 async def test_two_defenders_can_make_everything_at_the_same_time(settings: Settings) -> None:
     async with connected(settings) as one, connected(settings) as other:
         await asyncio.gather(ensure(one, settings), ensure(other, settings))
+
+
+async def test_a_stream_that_another_makes_in_between_is_taken_as_it_is(settings: Settings) -> None:
+    async with connected(settings) as connection:
+        want = wanted(settings)[0]
+        await connection.api(f"STREAM.CREATE.{want.name}", {**want.config, "max_age": 7 * 86_400 * 10**9})
+        answer = await resources._create(connection, want, 5.0)
+        assert answer["config"]["max_age"] == 7 * 86_400 * 10**9
 
 
 @pytest.mark.parametrize("partitions", [1, 7, 64])

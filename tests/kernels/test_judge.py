@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kernels.state import COUNT_MAX, UNITS_MAX, UNITS_MIN
 from tests.kernels.arena import Arena, Event, NaiveArena, bits
-from tests.kernels.oracle import Spec
+from tests.kernels.oracle import Spec, limits
 from tests.kernels.streams import EXAMPLES, arenas, random_events, with_basis
 
 
@@ -98,3 +98,44 @@ def test_extremes_give_finite_limits() -> None:
     got = Arena(1, 1023, 1023).judge(events)
     expected = NaiveArena(1, 1023, 1023).judge(events)
     assert [bits(v) for v in got] == [bits(v) for v in expected]
+
+
+def frozen(counts: list[float], k: float) -> tuple[float, list[int]]:
+    """The frozen centre of a phase I over ``counts``, and which of them it left out."""
+    n = len(counts)
+    spec = with_basis(Spec("frozen", k=k, phase_one=n, minimum=n))
+    arena = Arena(1, n + 1, n + 1)
+    verdicts = arena.judge([Event(0, t, spec, c) for t, c in enumerate([*counts, 0.0])])
+    return verdicts[-1].centre, [i for i in range(n) if not arena.window[0, i]["usable"]]
+
+
+def test_freezing_leaves_out_a_third_of_phase_one_and_no_more() -> None:
+    """Two of six are left out; where a third one would follow, none is."""
+    assert frozen([4.0, 4.0, 4.0, 4.0, 5.0, 3.0], k=0.4) == (4.0, [4, 5])
+    assert frozen([4.0, 4.0, 4.0, 5.0, 5.0, 2.0], k=0.4) == (4.0, [])
+
+
+def masked_outliers(k: float, quiet: int, outliers: int) -> list[float]:
+    """Phase I whose outliers show one a round: each, while it is in, lifts the limits over the one before."""
+    counts = [4.0] * quiet
+    for _ in range(outliers):
+        previous = counts[-1]
+        upper, candidate = 0.0, previous + 1.0
+        while upper < previous or upper >= candidate:
+            candidate = float(int(candidate * 1.02) + 1)
+            upper = limits(sum([*counts, candidate]) / (len(counts) + 1), 1.0, k)[1]
+        counts.append(candidate)
+    return counts
+
+
+def test_freezing_screens_ten_rounds() -> None:
+    """Nine masked outliers are all left out; of twelve the ten largest."""
+    counts = masked_outliers(k=1000.0, quiet=60, outliers=12)
+    assert frozen(counts[:69], k=1000.0) == (4.0, list(range(60, 69)))
+    assert frozen(counts, k=1000.0)[1] == list(range(62, 72))
+
+
+def test_a_run_goes_on_through_the_freeze() -> None:
+    """Thirteen alternating samples of phase I: the first of phase II completes rule 4."""
+    rows = [(float(3 + 2 * (t % 2)), 1.0) for t in range(14)]
+    assert judged(Spec("frozen", phase_one=13, minimum=13), rows) == [0] * 13 + [8]

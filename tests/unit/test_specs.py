@@ -198,6 +198,7 @@ _REFUSED = [
     ("default: {phase_one: 300}", "phase_one 300 is above WINDOW 256: lower it, or set WINDOW higher"),
     ("default: {phase_one: 8}", "minimum 10 is above phase_one 8"),
     ("default: {baseline: moving, minimum: 257}", "minimum 257 is above WINDOW 256"),
+    ("charts:\n  - k: 2\n  - phase_one: 8\n", "line 3: charts[1]: minimum 10 is above phase_one 8"),
     ("default: {minimum: 0}", "minimum 0 must be at least 1"),
     ("default:\n  k: 3\n  k: 4", "line 3: 'k' is there already, in line 2"),
 ]
@@ -249,6 +250,8 @@ def test_an_adopted_chart_gets_its_centre_and_every_other_chart_keeps_its_entry(
     assert (etch.baseline, etch.centre, etch.name, etch.k) == (Baseline.GIVEN, 1.5, "etchers", 3.0)
     assert adopted.match("LITHO-1", "defects")[1].centre == 0.3
     assert adopted.match("odd[1]", "p?")[1].centre == 2.0
+    _, moving = adopt(specs, [("CVD-01", "x", 1.0)]).match("CVD-01", "x")
+    assert (moving.k, moving.rules, moving.baseline) == (3.5, (1, 2), Baseline.GIVEN)
     assert adopted.match("odd1", "pp")[1] == specs.default
     assert len(adopted.charts) == len(specs.charts) + 2, "the entry of LITHO-1 is replaced, not shadowed"
     for chamber, chart in [("ETCH-08", "particles"), ("CVD-01", "x"), ("ETCH-07", "scratches")]:

@@ -1,16 +1,16 @@
 """Samples a second of the kernels, one core, over a 100 MB arena with a window of 256.
 
-Gates (environment BENCH_GATE=0 reports only): a chart with a fixed centre, random slots 8 million
-samples/s, slots in order 20 million. The baseline of the same run does the least that such an
+Promised for charts with a fixed centre: random slots 8 million samples/s, slots in order 20 million. The
+baseline of the same run does the least that such an
 update must: read, change and write a 64-byte record of a random slot, write one window entry, read three
 input columns, write seven output columns.
 
-Inputs are drawn with SEED; the checksum is CRC-32 over the outputs of the last call.
+Inputs are drawn with SEED; the checksum is CRC-32 over the outputs of the last call (a quick round makes
+fewer calls, and has another).
 """
 
 from __future__ import annotations
 
-import os
 import time
 import zlib
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
+from figures import QUICK, figure
 
 from kernels import judge as kernels
 from kernels.state import ENTRY, JOURNAL, SLOT, SPEC, SUMS, Baseline, spec_row
@@ -31,7 +32,6 @@ ARENA_BYTES = 100_000_000
 SLOTS = ARENA_BYTES // (SLOT.itemsize + SUMS.itemsize + WINDOW * ENTRY.itemsize)
 BATCH = 4096
 CALLS = 64
-GATE = os.environ.get("BENCH_GATE", "1") != "0"
 
 
 @dataclass
@@ -243,20 +243,6 @@ def least_per_s(rig: Rig) -> float:
     return best_per_s(least, calls)
 
 
-def report(benchmark: Any, name: str, rig: Rig, baseline_per_s: float) -> float:
-    """Print one line; returns samples/s (best round)."""
-    per_s: float = BATCH * CALLS / benchmark.stats.stats.min
-    benchmark.extra_info.update(
-        samples_per_s=per_s, ratio=per_s / baseline_per_s, checksum=rig.checksum(), seed=SEED
-    )
-    line = (
-        f"{name}: {per_s / 1e6:.1f} M samples/s, {per_s / baseline_per_s:.2f} of the least update "
-        f"({baseline_per_s / 1e6:.1f} M/s), {SLOTS} slots, seed {SEED}, checksum {rig.checksum()}"
-    )
-    print("\n" + line)
-    return per_s
-
-
 @pytest.mark.parametrize(
     ("name", "spec", "order", "gate_per_s"),
     [
@@ -281,9 +267,18 @@ def test_judge(
         for slots, ordinals, first in made:
             rig.judge(slots, ordinals, first, BATCH)
 
-    benchmark.pedantic(run, setup=batches, rounds=12, warmup_rounds=2)
-    per_s = report(benchmark, name, rig, least_per_s(rig))
-    assert not GATE or per_s >= gate_per_s
+    benchmark.pedantic(run, setup=batches, rounds=2 if QUICK else 40, warmup_rounds=1)
+    per_s = BATCH * CALLS / benchmark.stats.stats.min
+    checksum = rig.checksum()
+    baseline_per_s = least_per_s(rig)
+    benchmark.extra_info.update(ratio=per_s / baseline_per_s, checksum=checksum, seed=SEED)
+    figure(
+        f"kernel: {name} (seed {SEED}, checksum {checksum})",
+        f"{per_s / 1e6:.1f} M samples/s",
+        target=f"{gate_per_s / 1e6:.0f} M" if gate_per_s else "",
+        baseline=f"{per_s / baseline_per_s:.2f} of the least update, {baseline_per_s / 1e6:.1f} M",
+        met=per_s >= gate_per_s if gate_per_s else None,
+    )
 
 
 def test_restore(benchmark: Any) -> None:
@@ -314,14 +309,15 @@ def test_restore(benchmark: Any) -> None:
             for _ in range(WINDOW // reports):
                 kernels.restore(ops, chamber, *columns, rig.state, rig.sums, rig.window)
 
-    benchmark.pedantic(run, rounds=4, warmup_rounds=1)
+    benchmark.pedantic(run, rounds=1 if QUICK else 4, warmup_rounds=1)
     samples = chambers * charts * WINDOW
     per_s = samples / benchmark.stats.stats.min
     crc = zlib.crc32(rig.window.tobytes())
-    benchmark.extra_info.update(samples_per_s=per_s, checksum=f"{crc:08x}", seed=SEED)
-    print(
-        f"\nrestore: {per_s / 1e6:.1f} M samples/s, the arena of {samples / 1e6:.1f} M in "
-        f"{benchmark.stats.stats.min * 1e3:.0f} ms, seed {SEED}, checksum {crc:08x}"
+    benchmark.extra_info.update(checksum=f"{crc:08x}", seed=SEED)
+    figure(
+        f"kernel: restore (seed {SEED}, checksum {crc:08x})",
+        f"{per_s / 1e6:.1f} M samples/s",
+        baseline=f"a full arena, {samples / 1e6:.1f} M, in {benchmark.stats.stats.min * 1e3:.0f} ms",
     )
 
 
@@ -342,8 +338,10 @@ def test_window_layout(benchmark: Any) -> None:
         return records, best_per_s(push_columns, [(*call, *columns) for call in calls])
 
     records, in_columns = benchmark.pedantic(run, rounds=1)
-    benchmark.extra_info.update(samples_per_s=records, ratio=records / in_columns, seed=SEED)
-    print(
-        f"\nwindow of records: {records / 1e6:.1f} M entries/s, {records / in_columns:.2f} of "
-        f"a column a field ({in_columns / 1e6:.1f} M/s), seed {SEED}"
+    benchmark.extra_info.update(ratio=records / in_columns, seed=SEED)
+    figure(
+        f"kernel: window of records, entries into random slots (seed {SEED})",
+        f"{records / 1e6:.1f} M entries/s",
+        baseline=f"{records / in_columns:.2f} of a column a field, {in_columns / 1e6:.1f} M",
+        is_ratio=True,
     )

@@ -10,8 +10,9 @@ array       dtype          bytes   holds
 
 All zeros is an empty slot. Byte order is the machine's (little-endian where Defender runs).
 
-The window is one array of records, not a column a field, for a random slot then touches one or two
-cache lines and not three: see ``bench/test_kernel.py``, which measures both.
+The window is one array of records, not a column a field: an entry into a random slot then touches one or
+two cache lines and not three. Measured over 100 MB: 89 million entries/s against 76 million
+(``bench/test_kernel.py``).
 
 Life of a slot's baseline, by kind::
 

@@ -6,9 +6,12 @@ Everything that speaks to NATS imports from here: the connection, the frames, th
 from __future__ import annotations
 
 import asyncio
+import importlib
 import itertools
+import re
 import ssl
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
@@ -169,6 +172,7 @@ async def _dial(
         "closed_cb": closed,
         "reconnect_to_server_handler": next_server,
     }
+    _check_keys(settings)
     options = _options(settings)
     try:
         await connection.connect(name=name, **options, **hooks)
@@ -177,7 +181,7 @@ async def _dial(
     except DefenderError:
         await connection.cut()
         raise
-    except (OSError, NatsError, ImportError, ValueError) as error:
+    except (OSError, NatsError) as error:
         await connection.cut()
         no_servers = isinstance(error, NoServersError) and causes
         raise _refusal(settings, causes[-1] if no_servers else error) from error
@@ -209,6 +213,30 @@ def _options(settings: Settings) -> dict[str, Any]:
     return options
 
 
+def _check_keys(settings: Settings) -> None:
+    """Raises SettingsError for a file without a usable key: nats-py would break on it in many ways."""
+    seed = rb"\b(S[A-Z2-7]{40,})\b"
+    creds = rb"BEGIN NATS USER JWT-+\s+\S+\s[\s\S]*BEGIN USER NKEY SEED-+\s+" + seed
+    for setting, path, pattern in (
+        ("NATS_CREDS", settings.nats_creds, creds),
+        ("NATS_NKEY_SEED", settings.nats_nkey_seed, seed),
+    ):
+        if not path:
+            continue
+        try:
+            nkeys = importlib.import_module("nkeys")
+        except ImportError as error:
+            raise SettingsError(setting, "needs the package nkeys: pip install nkeys") from error
+        found = re.search(pattern, Path(path).read_bytes())
+        try:
+            if found is not None:
+                nkeys.from_seed(bytearray(found[1])).wipe()
+        except nkeys.NkeysError:
+            found = None
+        if found is None:
+            raise SettingsError(setting, f"{path!r} holds no valid key; write the file anew, with nsc or nk")
+
+
 def _tls(settings: Settings) -> ssl.SSLContext | None:
     secure = any(server.startswith(("tls:", "wss:")) for server in settings.servers)
     if not (secure or settings.nats_tls_ca or settings.nats_tls_cert):
@@ -235,10 +263,6 @@ def _refusal(settings: Settings, error: Exception) -> DefenderError:
     """Our error for what nats-py raised while it connected."""
     servers = ", ".join(url.rpartition("@")[2].removeprefix("nats://") for url in settings.servers)
     cause = _cause(error)
-    if isinstance(error, ImportError | ValueError):
-        setting = "NATS_CREDS" if settings.nats_creds else "NATS_NKEY_SEED"
-        remedy = "pip install nkeys" if isinstance(error, ImportError) else "write it anew, with nsc or nk"
-        return SettingsError(setting, f"cannot be used: {cause}; {remedy}")
     if "authorization" in cause.lower() or "authentication" in cause.lower():
         settings_named = "NATS_CREDS, NATS_USER and NATS_PASSWORD, NATS_TOKEN or NATS_NKEY_SEED"
         return CredentialsRefused(f"{servers}: {cause}; correct {settings_named}")
@@ -247,4 +271,6 @@ def _refusal(settings: Settings, error: Exception) -> DefenderError:
             f"{servers}: no TLS session: {cause}; correct NATS_TLS_CA, NATS_TLS_CERT or NATS_TLS_HOSTNAME"
         )
     remedy = "start one, or correct NATS_SERVERS"
+    if not settings.nats_tls_cert and any(url.startswith("tls:") for url in settings.servers):
+        remedy += ", or give NATS_TLS_CERT and NATS_TLS_KEY if it asks for a certificate"
     return ServerUnreachable(f"{servers}: no NATS server answered: {cause}; {remedy}")

@@ -16,6 +16,7 @@ All private attributes of nats-py that Defender touches are in this module and i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import itertools
 import sys
@@ -69,6 +70,8 @@ TOUCHED: Final = (
 """Every private attribute of nats-py's client that is read, written or overridden here."""
 
 BATCH_MESSAGES_MAX: Final = 1000
+CUT_S_MAX: Final = 0.2
+"""nats-py waits for the socket to close, which after a failed TLS handshake is never reported."""
 NatsError = nats.errors.Error
 NoServersError = nats.errors.NoServersError
 Server = nats.aio.client.Server
@@ -262,7 +265,10 @@ class Connection(nats.aio.client.Client):
         """End the session at once: what waits to be sent is dropped, not flushed as `close` does."""
         self._abort()
         if self._flush_queue is not None:  # else it never got as far as a server
-            await self.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CUT_S_MAX):
+                    await self.close()
+        self.ended.set()
 
     # --- the inside -----------------------------------------------------------------------------
 

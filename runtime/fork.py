@@ -5,11 +5,13 @@ The supervisor imports neither numba nor NumPy: the fork server does, before any
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection as Pipe
@@ -44,6 +46,40 @@ def start_server(kernel_cache: str) -> None:
     context: Any = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([_WORKER])
     forkserver.ensure_running()
+
+
+async def server_loaded() -> None:
+    """Returns when the fork server has loaded the kernels; the loop turns meanwhile.
+
+    To fork before that would block the loop: for 0.4 s, and for 15 s and longer where the kernels must be
+    compiled, in which a lease runs out.
+    """
+    loop = asyncio.get_running_loop()
+    loaded: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: BaseException | None) -> None:
+        if not loaded.done():
+            loaded.set_result(None) if error is None else loaded.set_exception(error)
+
+    def probe() -> None:
+        failure: BaseException | None = None
+        context: Any = multiprocessing.get_context("forkserver")
+        process = context.Process(target=_nothing, name="probe", daemon=True)
+        try:
+            with _without_main():
+                process.start()
+            process.join()
+        except (OSError, EOFError) as error:
+            failure = error
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, failure)
+
+    threading.Thread(target=probe, name="probe", daemon=True).start()
+    await loaded
+
+
+def _nothing() -> None:
+    """What the first forked process does."""
 
 
 def start_worker(

@@ -104,8 +104,9 @@ class Pool:
         self._watching = asyncio.get_running_loop().create_task(self._watch())
 
     def start(self) -> None:
+        """Starts every worker; nothing when the pool drains already."""
         for handle in self.handles:
-            self._start(handle)
+            self._start_again(handle)
 
     def is_healthy(self) -> bool:
         """False when a worker has hung for so long that aborting it has not helped."""

@@ -120,11 +120,14 @@ class Supervisor:
         await self._patiently(lambda: ensure(connection, settings))
         heart = Heart(self._bucket(settings.nats_kv_heartbeats), self._beat, every_s=settings.renew_s)
         heart.begin()
+        specs = self._bucket(settings.nats_kv_chart_specs)
         try:
-            lease = await self._claim()
-            self._hold(lease)
-            await heart.beat_now()
-            await self._bucket(settings.nats_kv_chart_specs).watch(self._on_specs)
+            pool = self._hold(await self._claim())
+            await self._patiently(heart.beat_now)
+            # Before any worker: judged by the built-in specs, a chart would lose its frozen baseline.
+            await self._patiently(lambda: specs.watch(self._on_specs))
+            await fork.server_loaded()
+            pool.start()
             await asyncio.get_running_loop().create_future()  # until cancelled
         finally:
             await heart.stop()
@@ -146,8 +149,8 @@ class Supervisor:
         lease: Lease = await self._patiently(lambda: claimant.claim(on_standby))
         return lease
 
-    def _hold(self, lease: Lease) -> None:
-        """The ID is ours: the lease is kept, the workers start, and each gets its partitions when it asks."""
+    def _hold(self, lease: Lease) -> Pool:
+        """The ID is ours: the lease is kept; the workers, once started, get partitions when they ask."""
         settings = self._settings
         assert self._connection is not None
         assert self._lost is not None
@@ -161,10 +164,11 @@ class Supervisor:
             self._connection, settings, Owner(lease.stable_id, Pod.of(settings).uid), random=self._random
         )
         memory = [os.memfd_create(f"cache-{i}") for i in range(settings.workers)]
-        self._pool = Pool(settings, self._board, memory, lease.stable_id, self._on_ready, self._on_worker)
-        self._pool.failed.add_done_callback(self._on_pool_failed)
-        lease.begin(self._on_fenced, on_renewed=self._on_renewed, healthy=self._pool.is_healthy)
-        self._pool.start()
+        pool = Pool(settings, self._board, memory, lease.stable_id, self._on_ready, self._on_worker)
+        self._pool = pool
+        pool.failed.add_done_callback(self._on_pool_failed)
+        lease.begin(self._on_fenced, on_renewed=self._on_renewed, healthy=pool.is_healthy)
+        return pool
 
     def _on_ready(self, handle: WorkerHandle) -> None:
         self._start(self._assign(handle))

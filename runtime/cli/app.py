@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import runtime
-from runtime.cli import basics, follow, publish, specs, status
+from runtime.cli import basics, demo, follow, publish, specs, status
 
 app = typer.Typer(
     name="defender",
@@ -17,6 +17,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(basics.run)
+app.command()(demo.demo)
 app.command()(publish.publish)
 app.command()(follow.verdicts)
 app.command()(follow.alarms)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 import typer
@@ -23,6 +23,9 @@ from runtime.connection import Connection
 from runtime.errors import InputError
 from runtime.specs import BUILT_IN, Baseline, Specs
 from runtime.specs_text import parse, to_yaml
+
+ENTRIES_SHOWN: Final = 20
+"""Of a document that is tried out: one with adopted charts has an entry for each of them."""
 
 app = typer.Typer(help="How charts are judged: apply, show, check, adopt.", no_args_is_help=True)
 
@@ -150,10 +153,14 @@ def trial(specs: Specs, seen: list[ChartSeen]) -> list[str]:
     """What the document means for the charts that there are: how many each entry gets, who starts anew."""
     matches = [specs.match(chart.chamber, chart.chart)[0] for chart in seen]
     counts = Counter(matches)
+    entries = len(specs.charts)
     lines = [
         f"{counts[index]:>6} charts  {specs.label(index)}: {described(specs[index])}"
-        for index in range(len(specs))
+        for index in (*range(min(entries, ENTRIES_SHOWN)), entries)
     ]
+    if entries > ENTRIES_SHOWN:
+        rest = sum(counts[index] for index in range(ENTRIES_SHOWN, entries))
+        lines.insert(-1, f"{rest:>6} charts  in {entries - ENTRIES_SHOWN} more entries")
     anew = sum(model.basis(specs[index]) != chart.basis for index, chart in zip(matches, seen, strict=True))
     return [*lines, f"{anew:>6} of {len(seen)} charts seen would start a new stage"]
 
@@ -190,8 +197,9 @@ async def _store(settings: Settings, update: Any, dry_run: bool) -> None:
         seen = await _seen(connection, settings)
         specs = update(stored.specs, seen)
         payload = model.encode(specs)
-        if stored.revision and specs == stored.specs:
-            console.print(f"nothing changes: revision {stored.revision} is the same document")
+        if specs == stored.specs:
+            in_force = f"revision {stored.revision}" if stored.revision else "the built-in default"
+            console.print(f"nothing changes: {in_force} is the same document")
             return
         for line in trial(specs, seen):
             console.print(line)

@@ -1,4 +1,4 @@
-"""What a subscriber can tell from the verdicts alone: the gap that a kill leaves, the limits of a book. Pure."""
+"""What a subscriber can tell from the verdicts alone: the gap of a kill, the limits of a book. Pure."""
 
 from __future__ import annotations
 

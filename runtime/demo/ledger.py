@@ -176,7 +176,9 @@ class Ledger:
     def broken(self) -> tuple[int, int]:
         """(broken messages taken, those of them that are in REJECTED for the right reason)."""
         broken = [a for a in self._accounts.values() if a.stored and a.stored.expect in _REJECTED]
-        right = sum(bool(a.rejections) and a.stored is not None and a.reason == a.stored.reason for a in broken)
+        right = sum(
+            bool(a.rejections) and a.stored is not None and a.reason == a.stored.reason for a in broken
+        )
         return len(broken), right
 
     @property

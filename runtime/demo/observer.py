@@ -75,9 +75,7 @@ class Observer:
             "mem_storage": True,
             "num_replicas": 1,
         }
-        await self._connection.api(
-            f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": config}
-        )
+        await self._connection.api(f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": config})
 
     def _verdict(self, subject: bytes, payload: bytes, headers: bytes | None, seen_ns: int) -> None:
         verdict = wire.decode_verdict(payload)

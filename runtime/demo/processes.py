@@ -59,10 +59,13 @@ class Stage:
         self._server: NatsServer | None = None
         self._defender: asyncio.subprocess.Process | None = None
         self._publisher: asyncio.subprocess.Process | None = None
+        self._warming: asyncio.subprocess.Process | None = None
         self._following: asyncio.Task[None] | None = None
         self._connection: Connection | None = None
         self._environment: dict[str, str] = {}
         self._settings: Settings | None = None
+        self.specs_revision = 0
+        """Revision of the chart specs that `open` stored."""
 
     @property
     def log_path(self) -> Path:
@@ -96,6 +99,21 @@ class Stage:
         await resources.ensure(self._connection, settings)
         bucket = Bucket(self._connection, settings.nats_kv_chart_specs, random=Random())
         self.specs_revision = await bucket.update(model.KEY, model.encode(specs()), 0)
+
+    async def warm(self) -> tuple[int, str]:
+        """``defender warm``: (kernels that had to be compiled, what went wrong).
+
+        Compiling takes some 15 s, once a machine; a defender that had to do it at its start would not be
+        ready for as long.
+        """
+        pipe = asyncio.subprocess.PIPE
+        self._warming = warming = await _start(
+            "-m", "runtime", "warm", "--json", environ=self._environment, stdout=pipe, stderr=pipe
+        )
+        out, complaint = await warming.communicate()
+        if warming.returncode:
+            return 0, complaint.decode(errors="replace").strip()
+        return int(msgspec.json.decode(out)["written"]), ""
 
     async def start_defender(self) -> None:
         """``defender run``, as its users start it."""
@@ -171,7 +189,7 @@ class Stage:
         if self._following is not None:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
-        for process in (self._publisher, self._defender):
+        for process in (self._warming, self._publisher, self._defender):
             if process is not None and process.returncode is None:
                 process.kill()
                 await process.wait()
@@ -185,7 +203,7 @@ class Stage:
         shutil.rmtree(self.folder if logs else self.folder / "nats" / "jetstream", ignore_errors=True)
 
     async def _follow_log(self) -> None:
-        """Reads the log as it grows. Lines that are no JSON (a stack of a crashed process) stay in the file."""
+        """Reads the log as it grows; lines that are no JSON (a stack of a crashed process) stay in the file."""
         with self.log_path.open("rb") as log:
             rest = b""
             while True:

@@ -29,7 +29,7 @@ from runtime.fab import Planned
 from runtime.jetstream import Reply, checked_ack
 
 AHEAD_MAX: Final = 30_000
-"""Reports made before the start, 0.1 ms of work and 0.5 kB each: making them is no part of the show's load."""
+"""Reports made before the start, 0.1 ms of work and 0.5 kB each: that is no part of the show's load."""
 ACKS_WITHIN_S: Final = 15.0
 TELL_EVERY_S: Final = 0.02
 YIELD_EVERY: Final = 50
@@ -100,9 +100,7 @@ class _Publisher:
         self._open.add(future)
         future.add_done_callback(lambda done: self._heard(done, subject, message, sent_ns))
 
-    def _heard(
-        self, done: asyncio.Future[Reply], subject: str, message: Planned, sent_ns: int
-    ) -> None:
+    def _heard(self, done: asyncio.Future[Reply], subject: str, message: Planned, sent_ns: int) -> None:
         self._open.discard(done)
         if done.cancelled():
             cause = f"no acknowledgement within {ACKS_WITHIN_S:g} s"

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import logging
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -303,6 +304,55 @@ async def test_a_certificate_that_is_none_is_an_error_that_names_the_setting(
     bad.write_text("no certificate")
     with pytest.raises(SettingsError, match="NATS_TLS_CA"):
         await connect(msgspec.structs.replace(settings, nats_tls_ca=str(bad)), "test")
+
+
+async def test_an_nkey_is_accepted_and_a_file_without_one_is_named(tmp_path: Path) -> None:
+    nkeys = pytest.importorskip("nkeys", reason="needed for NATS_CREDS and NATS_NKEY_SEED only")
+    seed = nkeys.encode_seed(bytes(range(32)), nkeys.PREFIX_BYTE_USER)
+    public = nkeys.from_seed(bytearray(seed)).public_key.decode()
+    good, bad = tmp_path / "good.nk", tmp_path / "bad.nk"
+    good.write_bytes(seed)
+    bad.write_bytes(seed[:30])
+    with NatsServer(extra=f"authorization {{ users = [ {{ nkey: {public} }} ] }}") as server:
+        async with connected(settings_for(server, nats_nkey_seed=str(good))) as connection:
+            assert connection.is_connected
+        for setting in ("nats_nkey_seed", "nats_creds"):
+            with pytest.raises(SettingsError, match=setting.upper()):
+                await connect(settings_for(server, **{setting: str(bad)}), "test")
+
+
+def certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """A self-signed certificate for 127.0.0.1 and its key."""
+    cert, key = folder / f"{name}.pem", folder / f"{name}.key"
+    command = (
+        f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN={name} "
+        f"-addext subjectAltName=IP:127.0.0.1,DNS:fab.example -keyout {key} -out {cert}"
+    )
+    subprocess.run(command.split(), check=True, capture_output=True)
+    return cert, key
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made with openssl")
+async def test_tls_with_certificates_on_both_sides(tmp_path: Path) -> None:
+    (ours, our_key), (theirs, their_key) = certificate(tmp_path, "client"), certificate(tmp_path, "server")
+    tls = f'tls {{ cert_file: "{theirs}", key_file: "{their_key}", ca_file: "{ours}", verify: true }}'
+    with NatsServer(extra=tls) as server:
+        good = {
+            "nats_servers": server.url.replace("nats:", "tls:"),
+            "nats_tls_ca": str(theirs),
+            "nats_tls_cert": str(ours),
+            "nats_tls_key": str(our_key),
+        }
+        async with connected(settings_for(server, **good)) as connection:
+            assert connection.is_connected
+        async with connected(settings_for(server, **good, nats_tls_hostname="fab.example")) as connection:
+            assert connection.is_connected
+        for wrong in ({"nats_tls_ca": str(ours)}, {"nats_tls_hostname": "other.example"}):
+            with pytest.raises(ServerUnreachable, match="NATS_TLS_CA"):
+                await connect(settings_for(server, **{**good, **wrong}), "test")
+        without = {**good, "nats_tls_cert": "", "nats_tls_key": ""}
+        with pytest.raises(ServerUnreachable, match="NATS_TLS_CERT"):
+            await connect(settings_for(server, **without), "test")
 
 
 class CountingRandom(Random):

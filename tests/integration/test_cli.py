@@ -341,6 +341,11 @@ def test_a_dry_run_and_a_check_store_nothing(cli: Cli, tmp_path: Path) -> None:
     assert cli("specs", "check", str(file), "--chart", "p")[0] == 65
 
 
+def test_adopting_where_no_chart_is_frozen_stores_nothing(cli: Cli) -> None:
+    assert "nothing changes: the built-in default" in cli("specs", "adopt")[2]
+    assert cli.json("specs", "show", "--history") == [[]]
+
+
 def test_adopting_takes_the_centre_lines_of_frozen_charts_in_phase_two_and_no_others(cli: Cli) -> None:
     store_verdicts(cli, [verdict("A", 1), verdict("B", 2), verdict("C", 3, basis=[7, 7])])
     code, _, err = cli("specs", "adopt", "--chamber", "[AC]")

@@ -49,12 +49,14 @@ def words(draw: st.DrawFn) -> tuple[int, int]:
 @settings(max_examples=3000, deadline=None)
 @given(words())
 @example((2, 2**9))
+@example((2, 2**10 + 1))
 @example((3, 2**9 + 1))
 @example((1, 2**62 - 1))
 @example((2**53 - 1, 2**61))
 @example((2**53, 2**61))
 @example((2**53, 2**61 + 1))
-@example((2**53 + 1, 2**61))
+@example((2**53 + 1, 1))
+@example((2**53 + 1, 2**59))
 def test_reading_rounds_once_to_nearest_even(pair: tuple[int, int]) -> None:
     """The float64 is the one that Python's exact division gives."""
     high, low = pair

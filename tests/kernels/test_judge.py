@@ -137,5 +137,6 @@ def test_freezing_screens_ten_rounds() -> None:
 
 def test_a_run_goes_on_through_the_freeze() -> None:
     """Thirteen alternating samples of phase I: the first of phase II completes rule 4."""
-    rows = [(float(3 + 2 * (t % 2)), 1.0) for t in range(14)]
-    assert judged(Spec("frozen", phase_one=13, minimum=13), rows) == [0] * 13 + [8]
+    rows = [(float(2 * t + 5 * (t % 2)), 1.0) for t in range(14)]
+    spec = Spec("frozen", k=100.0, phase_one=13, minimum=13, rules=frozenset({4}))
+    assert judged(spec, rows) == [0] * 13 + [8]

@@ -1,9 +1,8 @@
 """Samples a second of the kernels, one core, over a 100 MB arena with a window of 256.
 
 Promised for charts with a fixed centre: random slots 8 million samples/s, slots in order 20 million. The
-baseline of the same run does the least that such an
-update must: read, change and write a 64-byte record of a random slot, write one window entry, read three
-input columns, write seven output columns.
+baseline of the same run does the least that such an update must: read, change and write a 64-byte record of
+a random slot, write one window entry, read three input columns, write seven output columns.
 
 Inputs are drawn with SEED; the checksum is CRC-32 over the outputs of the last call (a quick round makes
 fewer calls, and has another).

@@ -144,7 +144,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     cache_mb: Annotated[int, Meta(ge=1, le=65_536, description="The pod's cache of charts, 10^6 bytes.")] = (
         100
     )
-    window: Annotated[int, Meta(ge=16, le=4096, description="Subgroups in a chart's window.")] = 256
+    window: Annotated[int, Meta(ge=16, le=1023, description="Subgroups in a chart's window.")] = 256
     history_depth: Annotated[int, Meta(ge=16, le=65_536, description="Reports kept for each chamber.")] = 256
     history: Annotated[History, Meta(description="Store of the charts' history.")] = History.JETSTREAM
     batch_reports_max: Annotated[

@@ -173,8 +173,9 @@ class Judge:
         """Takes one report into the batch, or to the rejected ones; False when the batch has no room."""
         known = examined.get(sample.key) if examined else None
         if known is None:
-            incoming, charts = self._decode_well_formed(sample, chamber)
-            if charts is not None:
+            well_formed = self._decode_well_formed(sample, chamber)
+            if well_formed is not None:
+                incoming, charts = well_formed
                 n = len(charts.slots)
                 if n == len(incoming.counts) == len(incoming.units) and 0 < n <= wire.CHARTS_MAX:
                     if len(work.counts) + n > room:
@@ -186,19 +187,19 @@ class Judge:
 
     def _decode_well_formed(
         self, sample: Sample, chamber: Chamber
-    ) -> tuple[Incoming, ChartList] | tuple[None, None]:
-        """The fast way; (None, None) for what the slow way must look at."""
+    ) -> tuple[Incoming, ChartList] | None:
+        """The fast way; None for what the slow way must look at."""
         try:
             incoming = wire.decode_incoming(sample.payload)
             if incoming.reset is not None or header_problem(incoming, sample, self.limits) is not None:
-                return None, None
+                return None
             raw = bytes(incoming.charts)
             charts = chamber.lists.get(raw)
             if charts is None or charts.revision != self._revision:
                 charts = self.cache.resolve(chamber, raw, json=wire.is_json(sample.payload))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return None, None
-        return (incoming, charts) if charts is not None else (None, None)
+            return None
+        return (incoming, charts) if charts is not None else None
 
     def _take_examined(
         self, sample: Sample, chamber: Chamber, known: Examined, batch: Batch, work: _Work, room: int
@@ -287,8 +288,9 @@ class Judge:
                 positions[partition],
                 report.charts.packed,
                 *samples,
-                report.reset,
             )
+            if report.reset is not None:
+                verdict.reset = report.reset
             message = (report.chamber.subject, f"{ids[partition]}{sample.seq}", encode(verdict))
             batch.verdicts.setdefault(streams[partition], []).append(message)
             work.outgoing.append(verdict)

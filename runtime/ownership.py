@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from runtime.config import Settings
 
 IN_FLIGHT_MAX: Final = 64
-ACK_WAIT_S: Final = 30
+ACK_WAIT_S: Final = 300
+"""Until a delivered message comes again by itself. An owner that dies is replaced by a new consumer, so this
+only costs: a chamber that waits long for its history would get its messages twice."""
 PATTERN: Final = "partition.*"
 _LOG = log.get("ownership")
 A = TypeVar("A")
@@ -70,6 +72,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     epoch: int = 0
     position: int = 0
     next: str = ""
+    worker: int = -1
+    """The owner's worker that serves it, for people; -1 when it was not told."""
 
 
 class Owner(NamedTuple):
@@ -124,9 +128,11 @@ def changed(record: Record, state: State, **fields: Any) -> Record:
     return msgspec.structs.replace(record, state=state, **fields)
 
 
-def acquire(record: Record, me: Owner) -> Record:
+def acquire(record: Record, me: Owner, worker: int = -1) -> Record:
     """The record with *me* as its owner, from any state."""
-    return changed(record, State.OWNED, owner=me.stable_id, pod_uid=me.pod_uid, epoch=0, next="")
+    return changed(
+        record, State.OWNED, owner=me.stable_id, pod_uid=me.pod_uid, epoch=0, next="", worker=worker
+    )
 
 
 def release(record: Record, epoch: int, position: int) -> Record:
@@ -152,7 +158,7 @@ class Ownership:
         """What this process acquired and has not released, with the record that it wrote."""
 
     async def acquire(
-        self, partitions: Iterable[int], *, ack_pending_max: int = 20_000
+        self, partitions: Iterable[int], *, worker: int = -1, ack_pending_max: int = 20_000
     ) -> dict[int, Acquired]:
         """Own the partitions, whoever had them: new epochs, new consumers, the older ones deleted.
 
@@ -160,7 +166,8 @@ class Ownership:
         It can be called again after an error: the epochs rise.
         """
         wanted = sorted(set(partitions))
-        entries = dict(zip(wanted, await _each(self._write_owner, wanted), strict=True))
+        written = await _each(lambda partition: self._write_owner(partition, worker), wanted)
+        entries = dict(zip(wanted, written, strict=True))
         shards = sorted({partition // PARTITIONS_A_STREAM for partition in wanted})
         told = dict(zip(shards, await _each(self._told, shards), strict=True))
 
@@ -200,9 +207,9 @@ class Ownership:
         """(record, epoch) of every partition that ever had an owner."""
         return decode_records(await self.bucket.entries(PATTERN))
 
-    async def _write_owner(self, partition: int) -> Entry:
+    async def _write_owner(self, partition: int, worker: int) -> Entry:
         return await self.bucket.change(
-            key(partition), lambda value: msgspec.json.encode(acquire(decode(value), self._me))
+            key(partition), lambda value: msgspec.json.encode(acquire(decode(value), self._me, worker))
         )
 
     async def _told(self, shard: int) -> Told:

@@ -100,13 +100,14 @@ class Pool:
         self._deaths: collections.deque[float] = collections.deque()
         self._specs: pipes.Specs | None = None
         self._draining = False
+        self._forking: set[asyncio.Task[None]] = set()
+        self._fork_lock = asyncio.Lock()
         self._log = log.get("pool")
         self._watching = asyncio.get_running_loop().create_task(self._watch())
 
     def start(self) -> None:
-        """Starts every worker; nothing when the pool drains already."""
         for handle in self.handles:
-            self._start_again(handle)
+            self._start(handle)
 
     def is_healthy(self) -> bool:
         """False when a worker has hung for so long that aborting it has not helped."""
@@ -139,6 +140,7 @@ class Pool:
         """Ends every worker at once."""
         self._draining = True
         self._watching.cancel()
+        await asyncio.gather(*self._forking)  # a worker on its way must not be left behind
         for handle in self.handles:
             if handle.process is not None and handle.process.is_alive():
                 handle.process.kill()
@@ -151,17 +153,37 @@ class Pool:
 
     def _start(self, handle: WorkerHandle) -> None:
         handle.enter(WorkerState.STARTING)
-        handle.process, handle.pipe = fork.start_worker(
-            handle.index, self._stable_id, self._settings, handle.memory_fd, self._board.fd
-        )
+        task = asyncio.get_running_loop().create_task(self._fork(handle))
+        self._forking.add(task)
+        task.add_done_callback(self._forking.discard)
+
+    async def _fork(self, handle: WorkerHandle) -> None:
+        # In a thread: the fork server answers when its kernels are loaded, without a cache after 20 s,
+        # and the lease must be renewed meanwhile. One at a time: `fork` hides the main module for a moment.
+        try:
+            async with self._fork_lock:
+                process, pipe = await asyncio.to_thread(
+                    fork.start_worker,
+                    handle.index,
+                    self._stable_id,
+                    self._settings,
+                    handle.memory_fd,
+                    self._board.fd,
+                )
+        except OSError as error:
+            self._fail(CrashLoop(f"worker {handle.index} cannot be forked: {error}"))
+            return
+        handle.process, handle.pipe = process, pipe
         handle.started_at_s = time.monotonic()
         handle.aborted_at_s = handle.released = handle.serving = None
         loop = asyncio.get_running_loop()
-        loop.add_reader(handle.pipe.fileno(), self._hear, handle)
-        loop.add_reader(handle.process.sentinel, self._died, handle)
+        loop.add_reader(pipe.fileno(), self._hear, handle)
+        loop.add_reader(process.sentinel, self._died, handle)
         if self._specs is not None:
             handle.send(self._specs)
-        self._log.info("worker started", worker=handle.index, pid=handle.process.pid)
+        if self._draining:
+            handle.send(pipes.Drain())
+        self._log.info("worker started", worker=handle.index, pid=process.pid)
 
     def _hear(self, handle: WorkerHandle) -> None:
         assert handle.pipe is not None

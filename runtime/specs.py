@@ -207,9 +207,9 @@ def basis(spec: ChartSpec) -> int:
         case Baseline.GIVEN:
             text = f"given {spec.centre!r}"
         case Baseline.FROZEN:
-            text = f"frozen {spec.phase_one} {spec.minimum} {spec.k!r}"
+            text = f"frozen {spec.phase_one} {spec.k!r}"
         case Baseline.MOVING:
-            text = f"moving {spec.minimum} {spec.k!r}"
+            text = f"moving {spec.k!r}"
     return (fnv1a_32(text) & ~KIND_MASK | KINDS[spec.baseline]) or KIND_MASK + 1
 
 

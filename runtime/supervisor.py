@@ -179,7 +179,7 @@ class Supervisor:
         ownership, workers = self._ownership, self._settings.workers
         mine = self._partitions[handle.index :: workers]
         begun = self._acquired_s = time.monotonic()
-        acquired = await self._patiently(lambda: ownership.acquire(mine))
+        acquired = await self._patiently(lambda: ownership.acquire(mine, worker=handle.index))
         self._epoch_changes += len(acquired)
         if handle.state is not WorkerState.IDLE:
             return  # it died meanwhile; its successor asks anew

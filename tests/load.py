@@ -85,6 +85,11 @@ class Publisher:
     def begin(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._publish())
 
+    async def more(self, reports: int, deadline_s: float = 20.0) -> None:
+        """Until so many more reports are stored."""
+        wanted = self.stored + reports
+        await until(lambda: self.stored >= wanted, deadline_s=deadline_s, what=f"{wanted} reports stored")
+
     async def finish(self, deadline_s: float = 20.0) -> int:
         """Publishes nothing new, waits until all is stored; how many reports that are."""
         assert self._task is not None, "it was never begun"

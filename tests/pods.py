@@ -72,8 +72,9 @@ def is_alive(pid: int) -> bool:
 class Pod:
     """One pod. A context manager: whatever of it is left is killed at the end, and its log shown on failure."""
 
-    def __init__(self, settings: Settings, **environ: str) -> None:
+    def __init__(self, settings: Settings, *, start: bool = True, **environ: str) -> None:
         self.settings = settings
+        self._start = start
         self._environ = environ
         self._folder = tempfile.TemporaryDirectory(prefix="defender-pod-")
         self.log_path = Path(self._folder.name) / "pod.log"
@@ -215,8 +216,8 @@ class Pod:
 
     def kill(self) -> None:
         """SIGKILL to everything of the pod, as a node's death would."""
-        self._signal_group(signal.SIGKILL)
         if self._process is not None:
+            self._signal_group(signal.SIGKILL)
             self._process.wait()
 
     def freeze(self) -> None:
@@ -233,14 +234,15 @@ class Pod:
             return  # nothing of it is left
 
     def __enter__(self) -> Self:
-        return self.start()
+        return self.start() if self._start else self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.kill()
         if error is not None:
-            print(f"--- log of {self.settings.pod_name}\n{self.log_path.read_text(errors='replace')}")
+            log = self.log_path.read_text(errors="replace") if self.log_path.exists() else "none"
+            print(f"--- log of {self.settings.pod_name}\n{log}")
         self._folder.cleanup()
 
 

@@ -77,6 +77,8 @@ class PartitionRow(Struct, frozen=True):
     waiting: int
     unacked: int
     remark: str
+    worker: int | None = None
+    """The owner's worker that serves it."""
 
 
 def defender_rows(snapshot: Snapshot) -> list[DefenderRow]:
@@ -149,6 +151,7 @@ def partition_rows(snapshot: Snapshot) -> list[PartitionRow]:
                 waiting=backlog.waiting if backlog else 0,
                 unacked=backlog.unacked if backlog else 0,
                 remark=_remark(record, claim, backlog, owns=owns),
+                worker=record.worker if owns and record.worker >= 0 else None,
             )
         )
     return rows

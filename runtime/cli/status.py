@@ -125,6 +125,7 @@ def _partitions(rows: list[fleet.PartitionRow]) -> Table:
         ("partition", True),
         ("owner", False),
         ("pod", False),
+        ("worker", True),
         ("state", False),
         ("epoch", True),
         ("waiting", True),
@@ -134,9 +135,9 @@ def _partitions(rows: list[fleet.PartitionRow]) -> Table:
     for row in rows:
         figures = (str(row.epoch), f"{row.waiting:,}", f"{row.unacked:,}")
         style = "red" if row.remark else None
-        table.add_row(
-            str(row.partition), row.owner or "-", row.pod, row.state, *figures, row.remark, style=style
-        )
+        worker = "-" if row.worker is None else str(row.worker)
+        who = (str(row.partition), row.owner or "-", row.pod, worker)
+        table.add_row(*who, row.state, *figures, row.remark, style=style)
     return table
 
 
@@ -242,12 +243,13 @@ def where_lines(found: Whereabouts) -> list[str]:
     """A line a fact."""
     row = found.row
     pod = f", pod {terminal.clean(row.pod)}" if row.pod else ""
+    worker = "" if row.worker is None else f", worker {row.worker}"
     lines = [
         f"chamber    {found.chamber}",
         f"partition  {found.partition} = FNV-1a {found.hash:#010x} modulo PARTITIONS, stream {found.stream}",
         f"ring       {found.owner_by_ring or 'no member: nobody holds an ID'}",
         *(f"             {step}" for step in found.ring),
-        f"owner      {row.owner or 'nobody'} ({row.state}{pod}), epoch {row.epoch}",
+        f"owner      {row.owner or 'nobody'} ({row.state}{pod}{worker}), epoch {row.epoch}",
         f"consumer   {found.consumer or '-'}: {row.waiting} reports wait, {row.unacked} in hand",
     ]
     if row.remark:

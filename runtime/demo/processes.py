@@ -203,7 +203,7 @@ class Stage:
         shutil.rmtree(self.folder if logs else self.folder / "nats" / "jetstream", ignore_errors=True)
 
     async def _follow_log(self) -> None:
-        """Reads the log as it grows; lines that are no JSON (a stack of a crashed process) stay in the file."""
+        """Reads the log as it grows; lines that are no JSON (a crashed process's stack) stay in the file."""
         with self.log_path.open("rb") as log:
             rest = b""
             while True:

@@ -55,7 +55,6 @@ class Scrape(NamedTuple):
 
     partitions: int = 0
     lag: int = 0
-    spec_revision: int = 0
     hits: int = 0
     misses: int = 0
 
@@ -82,6 +81,7 @@ class Show:
         self._prepared = asyncio.Event()
         self._finished: Finished | None = None
         self._unacknowledged = 0
+        self._specs_sent = 0
         self._told: set[str] = set()
         self._ready_s = 0.0
         self._left = (-1, 0.0)
@@ -219,6 +219,8 @@ class Show:
 
     def _on_event(self, event: dict[str, Any]) -> None:
         """A line of the defender's log; only what a person should know of is told."""
+        if event.get("event") == "chart specs":
+            self._specs_sent = event["spec_revision"]
         if event.get("level") == "error" and event.get("event") != "worker died":
             self._tell(f"the defender logs: {event.get('event')}", is_trouble=True)
 
@@ -233,10 +235,9 @@ class Show:
     # --- small change ---------------------------------------------------------------------------
 
     async def _is_ready(self) -> bool:
-        """Every worker serves, and judges by the show's chart specs."""
-        return self.scrape.partitions == self.stage.settings.partitions and (
-            self.scrape.spec_revision == self.stage.specs_revision
-        )
+        """Every worker serves, and has been sent the show's chart specs."""
+        serves = self.scrape.partitions == self.stage.settings.partitions
+        return serves and self._specs_sent == self.stage.specs_revision
 
     async def _scrape(self, http: aiohttp.ClientSession) -> None:
         """An unanswered scrape leaves the figures as they were: the next one comes in a second."""
@@ -252,7 +253,6 @@ class Show:
         self.scrape = Scrape(
             partitions=int(sum(values.get("defender_partitions_owned", []))),
             lag=int(sum(values.get("defender_partition_lag", []))),
-            spec_revision=int(min(values.get("defender_worker_spec_revision", [0.0]))),
             hits=int(sum(values.get("defender_cache_hits_total", []))),
             misses=int(sum(values.get("defender_cache_misses_total", []))),
         )

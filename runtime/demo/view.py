@@ -26,10 +26,10 @@ _BAR = 24
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _SPEED_SPAN_S = 2.0
 _TITLES = {
-    Phase.STARTING: "starting nats-server and the defender",
+    Phase.STARTING: "the defender starts",
     Phase.PUBLISHING: "the fab runs",
-    Phase.SETTLING: "waiting for the last verdicts",
-    Phase.LEAVING: "the defender drains and leaves",
+    Phase.SETTLING: "last verdicts",
+    Phase.LEAVING: "the defender leaves",
     Phase.OVER: "over",
 }
 
@@ -170,8 +170,8 @@ def summary(outcome: Outcome) -> list[Text]:
         ("broken", f"{o.broken_rejected} of {o.broken} messages in REJECTED, each for its reason"),
         (
             "latency",
-            f"p50 {o.latency_ms_p50:.1f} ms, p99 {o.latency_ms_p99:.1f} ms, longest {o.latency_ms_max:.0f} ms: "
-            "publish to verdict",
+            f"publish to verdict: p50 {o.latency_ms_p50:.1f} ms, p99 {o.latency_ms_p99:.1f} ms, "
+            f"longest {o.latency_ms_max:.0f} ms",
         ),
         ("kill -9", f"{recovery}; {o.partitions_recovered} partitions seen with a new epoch"),
         (

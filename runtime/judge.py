@@ -35,7 +35,7 @@ from runtime.specs import compile as compile_specs
 from runtime.wire import Incoming, OutgoingVerdict, Problem, Reason
 
 BATCH_SAMPLES_MAX: Final = 16_384
-"""Samples of one kernel call: four of the largest reports; its undo journal is 2.8 MB."""
+"""Samples of one kernel call: four of the largest reports; its undo journal is 2 MB."""
 REASONS_BYTES_MAX: Final = 4_096
 """Of the reasons that one rejected report carries in its headers."""
 

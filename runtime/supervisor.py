@@ -30,7 +30,7 @@ from runtime.counters import Board, Counter
 from runtime.errors import DefenderError, Fenced, InputError
 from runtime.identity import Claimant, Lease, Pod, Standby
 from runtime.membership import Heart, Heartbeat, Load, State, versions, waiting
-from runtime.ownership import Owner, Ownership
+from runtime.ownership import Acquired, Owner, Ownership
 from runtime.pool import Pool, WorkerHandle, WorkerState
 from runtime.resources import ensure
 from runtime.ring import Ring
@@ -75,7 +75,7 @@ class Supervisor:
         self._lost: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._served = False
-        self._acquired_s = 0.0
+        self._acquiring: dict[int, asyncio.Task[dict[int, Acquired]]] = {}
         self._rebuild_s = 0.0
 
     async def run(self) -> int:
@@ -103,9 +103,10 @@ class Supervisor:
             await self._abandon()
             raise
         finally:
-            for task in (working, serving, stopped, *self._tasks):
+            tasks = [working, serving, stopped, *self._tasks, *self._acquiring.values()]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(working, serving, stopped, *self._tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             if self._connection is not None:
                 await self._connection.close()
 
@@ -170,29 +171,40 @@ class Supervisor:
         lease.begin(self._on_fenced, on_renewed=self._on_renewed, healthy=pool.is_healthy)
         return pool
 
+    def _acquire(self, worker: int) -> asyncio.Task[dict[int, Acquired]]:
+        """Begins to take new epochs for a worker's partitions: whoever worked on them before is fenced."""
+        assert self._ownership is not None
+        ownership, mine = self._ownership, self._partitions[worker :: self._settings.workers]
+        acquiring: asyncio.Task[dict[int, Acquired]] = asyncio.get_running_loop().create_task(
+            self._patiently(lambda: ownership.acquire(mine, worker=worker))
+        )
+        self._acquiring[worker] = acquiring
+        return acquiring
+
     def _on_ready(self, handle: WorkerHandle) -> None:
         self._start(self._assign(handle))
 
     async def _assign(self, handle: WorkerHandle) -> None:
-        """New epochs for a worker's partitions: whoever worked on them before is fenced by that."""
-        assert self._ownership is not None
-        ownership, workers = self._ownership, self._settings.workers
-        mine = self._partitions[handle.index :: workers]
-        begun = self._acquired_s = time.monotonic()
-        acquired = await self._patiently(lambda: ownership.acquire(mine, worker=handle.index))
+        begun = time.monotonic()
+        acquiring = self._acquiring.pop(handle.index, None) or self._acquire(handle.index)
+        acquired = await acquiring
+        self._acquiring.pop(handle.index, None)
         self._epoch_changes += len(acquired)
         if handle.state is not WorkerState.IDLE:
             return  # it died meanwhile; its successor asks anew
         handle.enter(WorkerState.SERVING)
         assignments = [pipes.Assignment(a.partition, a.epoch, a.consumer, a.position) for a in acquired.values()]
         handle.send(pipes.Assign(assignments))
-        took_ms = round((time.monotonic() - begun) * 1e3, 1)
-        self._log.info("acquired", worker=handle.index, partitions=len(acquired), took_ms=took_ms)
+        waited_ms = round((time.monotonic() - begun) * 1e3, 1)
+        self._log.info("acquired", worker=handle.index, partitions=len(acquired), waited_ms=waited_ms)
 
     def _on_worker(self, handle: WorkerHandle) -> None:
+        lost = handle.state in (WorkerState.GONE, WorkerState.STARTING)
+        if lost and self._state is State.ACTIVE and handle.index not in self._acquiring:
+            self._acquire(handle.index)  # while its successor starts, or connects again
         if self._pool is not None and not self._served and all(h.serving for h in self._pool.handles):
             self._served = True
-            self._rebuild_s = time.monotonic() - self._acquired_s
+            self._rebuild_s = max(h.serving.rebuild_s for h in self._pool.handles if h.serving)
             reports = sum(h.serving.reports for h in self._pool.handles if h.serving)
             self._log.info(
                 "ready", rebuilt_reports=reports, since_start_ms=_since_start_ms()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import time
 from typing import Annotated, Final
 
@@ -24,6 +25,7 @@ from runtime.errors import DefenderError
 
 REFRESH_S: Final = 0.25
 PROGRESS_S: Final = 2.0
+TERMINATED: Final = 128 + signal.SIGTERM
 
 
 def demo(
@@ -43,7 +45,10 @@ def demo(
     message is in REJECTED, and a published data set got its published limits.
     """
     plan = planned(seconds, rate, chambers, seed, workers)
-    outcome = terminal.run(_demo(plan, json, keep))
+    try:
+        outcome = terminal.run(_demo(plan, json, keep))
+    except asyncio.CancelledError:
+        raise typer.Exit(TERMINATED) from None
     problems = faults(outcome)
     if json:
         for problem in problems:
@@ -65,6 +70,10 @@ async def _demo(plan: Plan, json: bool, keep: bool) -> Outcome:
             console.print(milestone_line(milestone), style="red" if milestone.is_trouble else None)
 
     show = Show(plan, on_milestone)
+    this = asyncio.current_task()
+    assert this is not None
+    for signum in (signal.SIGTERM, signal.SIGHUP):  # the terminal may be closed on a show
+        asyncio.get_running_loop().add_signal_handler(signum, this.cancel)
     kept = True
     try:
         outcome = await (_shown_live if live else _shown_plainly)(show, console)

@@ -189,6 +189,11 @@ class Ledger:
     def planted_found(self) -> int:
         return self.excursions.found
 
+    @property
+    def chance_alarms(self) -> int:
+        """Charts that signalled where nothing was planted."""
+        return self.chart_alarms - self.planted_alarms
+
     def is_planted(self, seq: int, chart: str) -> bool:
         """Whether *chart* of this message is a point of an excursion, as far as is known."""
         account = self._accounts.get(seq)

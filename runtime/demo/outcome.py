@@ -23,6 +23,8 @@ class Outcome(Struct, frozen=True, kw_only=True):
     duplicated: int
     planted: int
     planted_found: int
+    chance_alarms: int
+    """Charts that signalled with nothing planted: three-sigma limits and run rules do on sound counts."""
     samples_per_s: float
     latency_ms_p50: float
     latency_ms_p99: float

@@ -208,7 +208,9 @@ class Show:
                 f"next verdict of its partitions {recovery_ms:.0f} ms after the kill", once="recovered"
             )
         for alarm in () if "found" in self._told else observer.alarms:
-            planted = [chart.text for chart in alarm.charts if self.ledger.is_planted(alarm.seq, chart.chart)]
+            planted = [
+                chart.chart for chart in alarm.charts if self.ledger.is_planted(alarm.seq, chart.chart)
+            ]
             if planted:
                 self._tell(f"first planted excursion found: {alarm.chamber} {planted[0]}", once="found")
                 break
@@ -301,6 +303,7 @@ class Show:
             duplicated=ledger.duplicated,
             planted=ledger.planted,
             planted_found=ledger.planted_found,
+            chance_alarms=ledger.chance_alarms,
             samples_per_s=round(ledger.samples / took_s, 1),
             latency_ms_p50=p50,
             latency_ms_p99=p99,

@@ -47,8 +47,7 @@ class LiveView:
         parts.append(_section("what happened"))
         parts += [_milestone(milestone) for milestone in show.milestones[-MILESTONES_SHOWN:]]
         parts += [Text()] * (MILESTONES_SHOWN - len(show.milestones))
-        parts.append(_section("newest alarms"))
-        parts += [Text()] if show.observer is None else []
+        parts.append(_section("newest alarms, planted ones in red"))
         if show.observer is not None:
             lines = [line for alarm in show.observer.alarms for line in self._alarm(alarm)]
             parts += lines[-ALARMS_SHOWN:]
@@ -68,7 +67,6 @@ class LiveView:
         p50, p99, longest = ledger.latency_ms(0.5, 0.99, 1.0)
         planted, found = ledger.planted, ledger.planted_found
         broken, rejected = ledger.broken
-        chance = ledger.chart_alarms - ledger.planted_alarms
         plan = show.plan
         rows = (
             ("fab", f"{plan.chambers} chambers, {plan.chambers * CHARTS} charts, {plan.rate:,.0f} reports/s"),
@@ -83,7 +81,10 @@ class LiveView:
                 f"{plan.workers} workers, {show.scrape.partitions} partitions, lag {show.scrape.lag}, "
                 f"cache hits {show.scrape.hit_rate:.1%}",
             ),
-            ("planted", f"{found} of {planted} excursions found; {chance:,} alarms by chance"),
+            (
+                "planted",
+                f"{found} of {planted} excursions found; {ledger.chance_alarms:,} other alarms, by chance",
+            ),
             ("broken", f"{rejected} of {broken} bad messages in REJECTED"),
         )
         table = Table.grid(padding=(0, 2))
@@ -107,9 +108,9 @@ class LiveView:
         lines = []
         for chart in alarm.charts:
             planted = self._show.ledger.is_planted(alarm.seq, chart.chart)
-            line = Text("  ", style="bold red" if planted else "", no_wrap=True, overflow="ellipsis")
-            line.append(f"{alarm.chamber:<10} {'planted' if planted else 'chance':<8} {chart.text}")
-            lines.append(line)
+            text = f"{'●' if planted else ' '} {alarm.chamber:<10} {alarm.run} {chart.text}"
+            style = "bold red" if planted else ""
+            lines.append(Text(text, style=style, no_wrap=True, overflow="ellipsis"))
         return lines
 
 
@@ -166,7 +167,10 @@ def summary(outcome: Outcome) -> list[Text]:
         ("samples", f"{o.samples:,} judged, {o.samples_per_s:,.0f}/s; {o.resets} maintenance resets"),
         ("came out", f"{o.verdicts:,} verdicts, {o.alarms:,} alarms, {o.rejected} rejected"),
         ("account", f"{o.lost} lost, {o.duplicated} duplicated, {o.unexpected} unexpected"),
-        ("planted", f"{o.planted_found} of {o.planted} excursions found"),
+        (
+            "planted",
+            f"{o.planted_found} of {o.planted} excursions found; {o.chance_alarms:,} other alarms, by chance",
+        ),
         ("broken", f"{o.broken_rejected} of {o.broken} messages in REJECTED, each for its reason"),
         (
             "latency",

@@ -3,7 +3,7 @@
     python bench/bare.py ingest SETTINGS-JSON COUNT SIZE     pull, publish one message of SIZE bytes, ack
     python bench/bare.py read SETTINGS-JSON FIRST STEP       read the partitions FIRST, FIRST+STEP, … of VERDICTS
 
-They use the defender's own connection, pulls, atomic batches and acknowledgements, which are faster than
+They use the defender's own connection, pulls, publishing and acknowledgements, which are faster than
 nats-py's (see DESIGN.md): a slower baseline would flatter us. The last line of stdout is JSON.
 """
 
@@ -13,6 +13,7 @@ import asyncio
 import json
 import sys
 import time
+from random import Random
 
 import msgspec
 import uvloop
@@ -22,8 +23,6 @@ from runtime.config import Settings
 from runtime.history import jetstream
 from runtime.intake import Intake
 from runtime.ownership import Owner, Ownership
-
-from random import Random
 
 
 class Ingest:
@@ -71,10 +70,11 @@ class Ingest:
             batch, self.queue = self.queue[:most], self.queue[most:]
             messages = [(subject, f"bare:{seq}", self.payload) for _, seq, subject in batch]
             self.flights += 1
-            acked = self.connection.start_batch(messages)
-            acked.add_done_callback(lambda done, batch=batch: self.land(batch) if done.result() else None)
+            stored = self.connection.start_all(messages)
+            stored.add_done_callback(lambda done, batch=batch: self.land(done, batch))
 
-    def land(self, batch: list[tuple[Intake, int, str]]) -> None:
+    def land(self, stored: asyncio.Future[None], batch: list[tuple[Intake, int, str]]) -> None:
+        stored.result()
         self.flights -= 1
         by_intake: dict[Intake, list[int]] = {}
         for intake, seq, _ in batch:

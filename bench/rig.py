@@ -12,7 +12,6 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -94,7 +93,7 @@ async def fill_history(connection: Connection, settings: Settings, chambers: int
     made = reports(chambers * settings.history_depth, charts, chambers=chambers)
     total = seq = 0
     batch: list[Sample] = []
-    sent: list[Any] = []
+    sent: list[asyncio.Future[None]] = []
     for chamber, payload in made:
         partition = names.partition_of(chamber)
         if cache.get(chamber) is None:
@@ -106,9 +105,8 @@ async def fill_history(connection: Connection, settings: Settings, chambers: int
             batch = judged.left
             while sent:
                 await sent.pop()
-            for messages in judged.verdicts.values():
-                sent.append(connection.start_batch(messages))
-                total += sum(len(message[2]) for message in messages)
+            sent.append(connection.start_all(judged.verdicts))
+            total += sum(len(message[2]) for message in judged.verdicts)
             assert judged.flight is not None
             judge.flights.confirm(judged.flight)
     while sent:

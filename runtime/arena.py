@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from kernels.state import ENTRY, JOURNAL, SLOT, SUMS
 from numpy.typing import NDArray
 
+from kernels.state import ENTRY, JOURNAL, SLOT, SUMS
 from runtime.names import NAME_BYTES_MAX
 
 MAGIC: Final = 0x7466_6463_6361_6368
@@ -49,7 +49,9 @@ KEY: Final = np.dtype([("chart", f"S{NAME_BYTES_MAX}"), ("chamber", "i4"), ("use
 FLIGHT: Final = np.dtype(
     [("number", "u8"), ("reports", "i4"), ("samples", "i4"), ("state", "u1")], align=True
 )
-FLIGHT_REPORT: Final = np.dtype([("seq", "u8"), ("chamber", "i4"), ("ordinal", "u4")], align=True)
+FLIGHT_REPORT: Final = np.dtype(
+    [("seq", "u8"), ("chamber", "i4"), ("ordinal", "u4"), ("samples", "i4")], align=True
+)
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,14 @@ from typing import Any, Final, TypeVar, cast
 import msgspec
 
 from runtime.errors import DefenderError
-from runtime.frames import Message, frame_hpub, frame_pub, frames_batch, status_of
+from runtime.frames import Message, frame_hpub, frame_pub, frame_stored, frames_batch, status_of
 from runtime.jetstream import (
     BatchAck,
     BatchTooLarge,
     Disconnected,
     NoAnswer,
     PayloadTooLarge,
+    Repeated,
     Reply,
     checked_ack,
     checked_answer,
@@ -98,6 +99,7 @@ class Connection(nats.aio.client.Client):
         self._taps: dict[int, Deliver] = {}
         self._replies: dict[bytes, asyncio.Future[Reply]] = {}
         self._several: dict[bytes, list[Reply]] = {}
+        self._acks: dict[bytes, _Acks] = {}
         self._tokens = itertools.count(1)
         self._inbox = b""
         self._prefix_length = 0
@@ -257,6 +259,29 @@ class Connection(nats.aio.client.Client):
         self._write_asked(reply, frames_batch(batch, messages, self._inbox + b"." + token))
         return acked
 
+    def start_all(self, messages: list[Message], *, repeats: bool = False) -> asyncio.Future[None]:
+        """Send messages that are acknowledged one by one; the future ends when all of them are stored.
+
+        Without *repeats* it fails with Repeated when the stream had one of them already. It fails with
+        the first error of any; others may then be stored or not. Raises PayloadTooLarge, Disconnected.
+
+        Measured against an atomic batch (2.15.1, file store, one replica, 2 in flight, the same run): 8.6 k/s
+        against 0.4 k/s one at a time, 63 k/s against 29 k/s at 500. The server stages each atomic batch in a
+        store of its own on disk, 1.6 ms of its time.
+        """
+        for message in messages:
+            self._require_fits(message[2])
+        token, stored = self._expect()
+        self._acks[token] = _Acks(len(messages), stored, repeats)
+        stored.add_done_callback(lambda _: self._acks.pop(token, None))
+        reply = self._inbox + b"." + token
+        frames = [
+            frame_stored(subject.encode(), identity.encode(), payload, reply)
+            for subject, identity, payload in messages
+        ]
+        self._write_asked(stored, b"".join(frames))
+        return cast(asyncio.Future[None], stored)
+
     async def publish_batch(self, messages: list[Message], *, timeout_s: float = 5.0) -> BatchAck:
         """`start_batch` and wait. Raises its errors and NoAnswer."""
         return await within(self.start_batch(messages), timeout_s, messages[0][0])
@@ -305,6 +330,10 @@ class Connection(nats.aio.client.Client):
 
     def _deliver_reply(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
         token = subject[self._prefix_length :]
+        acks = self._acks.get(token)
+        if acks is not None:
+            acks.take(payload, headers)
+            return
         future = self._replies.get(token)
         if future is None or future.done():
             return
@@ -332,6 +361,31 @@ class Connection(nats.aio.client.Client):
         for future in list(self._replies.values()):
             if not future.done():
                 future.set_exception(Disconnected(lost))
+
+
+class _Acks:
+    """The acknowledgements of messages that were sent together."""
+
+    __slots__ = ("_left", "_repeats", "_stored")
+
+    def __init__(self, count: int, stored: asyncio.Future[Any], repeats: bool) -> None:
+        self._left, self._stored, self._repeats = count, stored, repeats
+
+    def take(self, payload: bytes, headers: bytes | None) -> None:
+        if self._stored.done():
+            return
+        # Decoding each takes as long as all the rest; only those that say something unusual are.
+        if headers is not None or b'"error"' in payload or (not self._repeats and b'"duplicate"' in payload):
+            try:
+                ack = checked_ack("publishing", Reply(payload, headers))
+                if ack.duplicate and not self._repeats:
+                    raise Repeated("a message that was to be new is in its stream already")
+            except DefenderError as error:
+                self._stored.set_exception(error)
+                return
+        self._left -= 1
+        if self._left == 0:
+            self._stored.set_result(None)
 
 
 async def within(future: asyncio.Future[T], timeout_s: float, what: str) -> T:

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
-from kernels import judge as kernel
 from numpy.typing import NDArray
 
+from kernels import judge as kernel
 from runtime import arena as arenas
 from runtime.arena import Arena
 from runtime.cache import Chamber
@@ -62,8 +62,11 @@ class FlightLog:
     def in_flight(self) -> int:
         return self.arena.shape.flights - len(self._free)
 
-    def begin(self, reports: list[tuple[Chamber, int, int]], slots: NDArray[np.int32]) -> Flight:
-        """Writes down what the batch is about to change, and pins its chambers."""
+    def begin(
+        self, reports: list[tuple[Chamber, int, int]], lengths: list[int], slots: NDArray[np.int32]
+    ) -> Flight:
+        """Writes down what the batch is about to change, and pins its chambers. *slots* are those of its
+        samples, *lengths* how many each report has."""
         region = self._free.pop()
         self._number += 1
         arena, samples = self.arena, len(slots)
@@ -71,6 +74,7 @@ class FlightLog:
         log["seq"] = [seq for _, seq, _ in reports]
         log["chamber"] = [chamber.row for chamber, _, _ in reports]
         log["ordinal"] = [ordinal for _, _, ordinal in reports]
+        log["samples"] = lengths
         arena.flight_slots[region, :samples] = slots
         arena.journal["index"][region, :samples] = -1
         arena.flights[region] = (self._number, len(reports), samples, FlightState.JUDGING)
@@ -117,40 +121,36 @@ class Settled:
 def settle(arena: Arena, stored: Mapping[str, int]) -> Settled:
     """Makes memory what is stored. *stored*: the last published sequence of each chamber in doubt (0: none).
 
-    A chamber whose stored sequence is the end of none of its batches (a batch is atomic, so another must
-    have published) is dropped, and read from the history when it is needed.
+    Reports up to it are kept, later ones undone. A chamber whose stored sequence is neither the confirmed
+    one nor that of a report in flight is dropped (another must have published), and so is one whose slot
+    was being written; they are read from the history when they are needed.
     """
     regions = np.flatnonzero(arena.flights["state"])
     regions = regions[np.argsort(arena.flights["number"][regions])]
-    ends: dict[int, list[tuple[int, int]]] = {}  # row -> (sequence, ordinal) confirmed, then after each flight
-    for level, region in enumerate(regions.tolist(), start=1):
-        reports = int(arena.flights["reports"][region])
-        for seq, row, ordinal in arena.flight_reports[region, :reports].tolist():
-            confirmed = (int(arena.chambers["seq"][row]), int(arena.chambers["ordinal"][row]))
-            after = ends.setdefault(row, [confirmed])
-            after.extend(after[-1:] * (level - len(after)))
-            if len(after) == level:
-                after.append((seq, ordinal))
-            else:
-                after[level] = (seq, ordinal)
-    levels = np.zeros(len(arena.chambers), dtype=np.int32)
+    have = np.zeros(len(arena.chambers), dtype=np.uint64)
+    ends: dict[int, list[tuple[int, int]]] = {}  # row -> (sequence, ordinal), confirmed and after each report
+    for region in regions.tolist():
+        for seq, row, ordinal, _ in arena.flight_reports[region, : arena.flights["reports"][region]].tolist():
+            if row not in ends:
+                found = arena.chambers[row]
+                ends[row] = [(int(found["seq"]), int(found["ordinal"]))]
+                have[row] = stored[found["name"].decode()]
+            ends[row].append((seq, ordinal))
     dropped = _torn(arena, regions)
+    for region in regions[::-1].tolist():
+        _undo(arena, region, have)
     for row, after in ends.items():
-        have = stored[arena.chambers["name"][row].decode()]
-        matching = [level for level, (seq, _) in enumerate(after) if seq == have]
-        if matching:
-            levels[row] = matching[-1]
-            arena.chambers["seq"][row], arena.chambers["ordinal"][row] = after[matching[-1]]
+        at = [end for end in after if end[0] == int(have[row])]
+        if at:
+            arena.chambers["seq"][row], arena.chambers["ordinal"][row] = at[-1]
         else:
             dropped.add(row)
-    for level, region in reversed(list(enumerate(regions.tolist(), start=1))):
-        _undo(arena, region, levels, level)
     for row in dropped:
         arena.chambers["used"][row] = arenas.FREE
         arena.partitions[arena.chambers["partition"][row]] = arenas.PARTLY
     arena.flights["state"] = FlightState.EMPTY
-    kept = sum(levels[row] == len(after) - 1 for row, after in ends.items() if row not in dropped)
-    return Settled(int(kept), len(ends) - int(kept) - len(dropped), len(dropped))
+    kept = sum(int(have[row]) == after[-1][0] for row, after in ends.items() if row not in dropped)
+    return Settled(kept, len(ends.keys() - dropped) - kept, len(dropped))
 
 
 def _valid_entries(arena: Arena, region: int) -> int:
@@ -171,8 +171,10 @@ def _torn(arena: Arena, regions: NDArray[np.int64]) -> set[int]:
     return rows
 
 
-def _undo(arena: Arena, region: int, levels: NDArray[np.int32], level: int) -> None:
+def _undo(arena: Arena, region: int, have: NDArray[np.uint64]) -> None:
+    """Undoes the samples of the region whose report is later than what its chamber has stored."""
     entries = _valid_entries(arena, region)
-    slots = arena.flight_slots[region, :entries]
-    skip = (levels[arena.keys["chamber"][slots]] >= level).astype(np.uint8)
+    reports = arena.flight_reports[region, : arena.flights["reports"][region]]
+    keep = (reports["seq"] <= have[reports["chamber"]]).astype(np.uint8)
+    skip = np.repeat(keep, reports["samples"])[:entries].copy()
     kernel.undo(arena.journal[region], 0, entries, skip, arena.state, arena.sums, arena.window)

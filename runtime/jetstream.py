@@ -32,6 +32,12 @@ TRANSIENT: Final = (Disconnected, NoAnswer, JetStreamOff, ServerStorageFull)
 """Errors of a request that waiting may heal: the same request can be made again."""
 
 
+class Repeated(DefenderError):
+    """The stream has a message already that was to be new: another published it."""
+
+    temporary: ClassVar[bool] = True
+
+
 class ApiError(DefenderError):
     """JetStream refused a request; *err_code* is the server's number for the cause."""
 

@@ -21,10 +21,10 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
-from kernels import judge as kernel
-from kernels.state import RESET, SAMPLE, SPEC, spec_row
 from numpy.typing import NDArray
 
+from kernels import judge as kernel
+from kernels.state import RESET, SAMPLE, SPEC, spec_row
 from runtime import wire
 from runtime.cache import Cache, CacheFull, Chamber, ChartList
 from runtime.examine import Examined, Limits, examine, header_problem
@@ -76,9 +76,9 @@ class Rejection(NamedTuple):
 
 @dataclass
 class Batch:
-    """What became of the reports of one batch. ``verdicts`` is by the stream that they go to."""
+    """What became of the reports of one batch."""
 
-    verdicts: dict[str, list[Message]] = field(default_factory=dict)
+    verdicts: list[Message] = field(default_factory=list)
     alarms: list[Message] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
     flight: Flight | None = None
@@ -104,7 +104,6 @@ class Judge:
         self._basis: NDArray[np.uint32] = np.empty(0, dtype=np.uint32)
         self._out = _Outputs(min(BATCH_SAMPLES_MAX, cache.arena.shape.samples))
         partitions = range(cache.names.partitions)
-        self._verdicts = [cache.names.verdicts_stream(partition) for partition in partitions]
         self._id_prefixes = [message_id_prefix(cache.names, partition) for partition in partitions]
 
     def judge(self, samples: Sequence[Sample]) -> Batch:
@@ -235,6 +234,7 @@ class Judge:
         spec_ids = np.frombuffer(work.spec_ids, dtype=np.int32) if n else slots
         counts, units, ops = work.columns()
         landing, ordinals = [], []
+        lengths = [len(report.charts.slots) for report in reports]
         for report in reports:
             chamber = report.chamber
             chamber.seq = report.sample.seq
@@ -243,9 +243,8 @@ class Judge:
             landing.append((chamber, chamber.seq, chamber.ordinal))
             batch.judged.append(report.sample)
             batch.resets += report.reset is not None
-        flight = batch.flight = self.flights.begin(landing, slots)
+        flight = batch.flight = self.flights.begin(landing, lengths, slots)
         arena, out = self.cache.arena, self._out
-        lengths = [len(report.charts.slots) for report in reports]
         kernel.judge(
             ops,
             slots,
@@ -266,7 +265,7 @@ class Judge:
         self._encode(batch, work, ordinals, self._basis[spec_ids].tolist())
 
     def _encode(self, batch: Batch, work: _Work, ordinals: list[int], basis: list[int]) -> None:
-        encode, ids, streams = wire.msgpack_encoder.encode, self._id_prefixes, self._verdicts
+        encode, ids = wire.msgpack_encoder.encode, self._id_prefixes
         revision, defender, epochs, positions = self._revision, self.defender, self.epochs, self.positions
         columns = (work.counts_as_integers(), work.units.tolist(), *self._out.lists(len(work.counts)))
         u, centre, lcl, ucl, flags, phase, stage = columns[2:]
@@ -292,7 +291,7 @@ class Judge:
             if report.reset is not None:
                 verdict.reset = report.reset
             message = (report.chamber.subject, f"{ids[partition]}{sample.seq}", encode(verdict))
-            batch.verdicts.setdefault(streams[partition], []).append(message)
+            batch.verdicts.append(message)
             work.outgoing.append(verdict)
         for at in work.reports_of(np.flatnonzero(self._out.flags[: len(work.counts)])):
             self._alarm(batch, work, at)

@@ -7,16 +7,14 @@ stored verdict and published if the chamber's last alarm is older.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from runtime.config import Settings
-from runtime.connection import BATCH_MESSAGES_MAX, Connection, within
+from runtime.connection import Connection
 from runtime.examine import Limits, examine
 from runtime.frames import Message
 from runtime.history import History
 from runtime.history.jetstream import last_messages
-from runtime.jetstream import BatchDuplicate
 from runtime.judge import Rejection, Sample, message_id, rejection
 from runtime.names import Names
 from runtime.wire import decode_alarm, encode_alarm
@@ -54,20 +52,3 @@ def overdue_rejections(skipped: Sequence[Sample], limits: Limits, names: Names) 
         if problems:
             rejections.append(rejection(sample, problems, names))
     return rejections
-
-
-async def publish_all(connection: Connection, messages: list[Message], timeout_s: float) -> None:
-    """Stores messages of one stream; those that it has already are left as they are."""
-    for first in range(0, len(messages), BATCH_MESSAGES_MAX):
-        batch = messages[first : first + BATCH_MESSAGES_MAX]
-        try:
-            await within(connection.start_batch(batch), timeout_s, batch[0][0])
-        except BatchDuplicate:
-            await asyncio.gather(
-                *(
-                    connection.store(
-                        subject, payload, headers=f"Nats-Msg-Id:{msg_id}\r\n".encode(), timeout_s=timeout_s
-                    )
-                    for subject, msg_id, payload in batch
-                )
-            )

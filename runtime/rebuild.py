@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from kernels import judge as kernel
-from kernels.state import RESET, SAMPLE
 from numpy.typing import NDArray
 
+from kernels import judge as kernel
+from kernels.state import RESET, SAMPLE
 from runtime.cache import Cache, CacheFull, Chamber
 from runtime.wire import StoredVerdict, decode_names
 

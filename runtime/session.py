@@ -33,10 +33,10 @@ from runtime.errors import CacheTooSmall, DefenderError, Fenced
 from runtime.frames import frame_pub, pull_left
 from runtime.history import History
 from runtime.intake import Intake
-from runtime.jetstream import BatchAck, checked_ack
+from runtime.jetstream import checked_ack
 from runtime.judge import Batch, Judge, Sample
 from runtime.names import name_problem
-from runtime.overdue import overdue_alarms, overdue_rejections, publish_all
+from runtime.overdue import overdue_alarms, overdue_rejections
 from runtime.rebuild import Rebuild, restore_chamber
 from runtime.specs import Specs
 
@@ -247,9 +247,9 @@ class Session:
         for sample in batch.missing:
             self._await_history(sample)
         if settled:
-            acks = [self._connection.start_batch(messages) for messages in batch.verdicts.values()]
+            stored = self._connection.start_all(batch.verdicts) if batch.verdicts else None
             before, self._before = self._before, asyncio.get_running_loop().create_future()
-            self._start(self._land(batch, settled, acks, before, self._before))
+            self._start(self._land(batch, settled, stored, before, self._before))
         return True
 
     # --- out: verdicts, alarms, history, acknowledgement ----------------------------------------
@@ -258,22 +258,24 @@ class Session:
         self,
         batch: Batch,
         settled: list[Sample],
-        acks: list[asyncio.Future[BatchAck]],
+        stored: asyncio.Future[None] | None,
         before: asyncio.Future[None] | None,
         landed: asyncio.Future[None],
     ) -> None:
         """Sees one batch through to its acknowledgement; batches land in the order of their launch."""
-        for ack in acks:
-            await within(ack, self._settings.request_timeout_s, "a batch of verdicts")
+        if stored is not None:
+            await within(stored, self._settings.request_timeout_s, "storing verdicts")
         stored_ns = time.time_ns()
-        await self._history.append([message for messages in batch.verdicts.values() for message in messages])
+        await self._history.append(batch.verdicts)
         if batch.skipped:
             batch.alarms[:0] = await overdue_alarms(
                 self._connection, self._history, self._settings, batch.skipped
             )
             batch.rejections[:0] = overdue_rejections(batch.skipped, self._judge.limits, self._names)
         self._gate()
-        await publish_all(self._connection, batch.alarms, self._settings.request_timeout_s)
+        if batch.alarms:
+            alarms = self._connection.start_all(batch.alarms, repeats=True)
+            await within(alarms, self._settings.request_timeout_s, "storing alarms")
         await self._publish_rejections(batch)
         if before is not None:
             await before
@@ -334,7 +336,7 @@ class Session:
         counters.add(Counter.BYTES_IN, sum(len(sample.payload) for sample in settled))
         counters.add(
             Counter.BYTES_OUT,
-            sum(len(message[2]) for messages in batch.verdicts.values() for message in messages),
+            sum(len(message[2]) for message in batch.verdicts),
         )
         for reason in batch.reasons:
             counters.reject(reason)

@@ -20,8 +20,8 @@ from random import Random
 from typing import Any, Final
 
 import uvloop
-from kernels import jit
 
+from kernels import jit
 from runtime import log, pipes
 from runtime.arena import Arena, Shape
 from runtime.bus import backoff_s, connect

@@ -137,9 +137,10 @@ def environment(environ: Mapping[str, str], chosen: Mapping[str, str]) -> dict[s
     return {**kept, **chosen, "PYTHONUNBUFFERED": "1"}
 
 
-def settings_of(url: str, plan: Plan) -> dict[str, str]:
-    """The settings of the show's defender, as environment variables."""
+def settings_of(url: str, plan: Plan, folder: str) -> dict[str, str]:
+    """The settings of the show's defender, as environment variables; what it leaves is left in *folder*."""
     return {
+        "TMPDIR": folder,
         "NATS_SERVERS": url,
         "POD_NAME": "demo",
         "WORKERS": str(plan.workers),

@@ -93,7 +93,9 @@ class Stage:
         self.folder = Path(tempfile.mkdtemp(prefix="defender-demo-"))
         self._server = NatsServer(self.folder / "nats")
         await self._server.start_async()
-        self._environment = environment(os.environ, settings_of(self._server.url, self.plan))
+        self._environment = environment(
+            os.environ, settings_of(self._server.url, self.plan, str(self.folder))
+        )
         self._settings = settings = config.load(self._environment)
         self._connection = await connect(settings, "demo subscriber")
         await resources.ensure(self._connection, settings)

@@ -1,0 +1,92 @@
+"""The history in memory: implements `runtime.history.History`, and keeps what a NATS server would keep.
+
+It passes the contract tests of the real stores. Streams drop repeats by message ID, and a subject
+of VERDICTS keeps its last D messages.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+
+from runtime.bus import Reply
+from runtime.frames import Message
+from runtime.history import Take
+from runtime.names import Names
+from runtime.wire import StoredVerdict, Verdict, decode_stored, decode_verdict
+from tests.oracle import Stored
+
+
+class MemoryStream:
+    """A stream: everything that was ever stored in it, and of each subject the last *depth* on request."""
+
+    def __init__(self, name: str, depth: int | None = None) -> None:
+        self.name, self.depth = name, depth
+        self.messages: list[Stored] = []
+        self._ids: set[str] = set()
+        self._by_subject: dict[str, list[bytes]] = {}
+
+    def store(self, message: Message, headers: dict[str, str] | None = None) -> bool:
+        """False when a message of this ID is there already."""
+        subject, message_id, payload = message
+        if message_id in self._ids:
+            return False
+        self._ids.add(message_id)
+        self.messages.append(Stored(self.name, len(self.messages) + 1, subject, payload, headers or {}, 0))
+        kept = self._by_subject.setdefault(subject, [])
+        kept.append(payload)
+        if self.depth is not None:
+            del kept[: -self.depth]
+        return True
+
+    def of_subject(self, subject: str) -> list[bytes]:
+        return list(self._by_subject.get(subject, []))
+
+    @property
+    def subjects(self) -> list[str]:
+        return list(self._by_subject)
+
+    async def call_several(self, subject: str, payload: bytes = b"", *, timeout_s: float = 5.0) -> list[Reply]:
+        """A direct get of last messages, as the server answers it."""
+        assert subject == f"$JS.API.DIRECT.GET.{self.name}", subject
+        found = [self.of_subject(one)[-1:] for one in json.loads(payload)["multi_last"]]
+        replies = [Reply(one, b"NATS/1.0\r\n\r\n") for rows in found for one in rows]
+        end = b"NATS/1.0 204 EOB\r\n\r\n" if replies else b"NATS/1.0 404 No Results\r\n\r\n"
+        return [*replies, Reply(b"", end)]
+
+
+class MemoryHistory:
+    """`runtime.history.History` over the verdicts' stream in memory (one shard)."""
+
+    def __init__(self, names: Names, depth: int, rows_at_once: int = 7) -> None:
+        self.verdicts = MemoryStream(names.verdicts, depth)
+        self._names, self._rows_at_once = names, rows_at_once
+
+    async def append(self, verdicts: Sequence[Message]) -> None:
+        """Appending is publishing, as with JetStream."""
+
+    async def load_partition(self, partition: int, take: Take) -> int:
+        prefix = self._names.verdict(partition, "")
+        rows = [row for s in self.verdicts.subjects if s.startswith(prefix) for row in self.verdicts.of_subject(s)]
+        given = 0
+        for first in range(0, len(rows), self._rows_at_once):
+            some = [decode_stored(row) for row in rows[first : first + self._rows_at_once]]
+            given += len(some)
+            if not take(some):
+                break
+        return given
+
+    async def load_chamber(self, partition: int, chamber: str) -> list[StoredVerdict]:
+        return [decode_stored(row) for row in self.verdicts.of_subject(self._names.verdict(partition, chamber))]
+
+    async def verdicts_of(self, partition: int, chamber: str, seqs: Iterable[int]) -> list[Verdict]:
+        wanted = set(seqs)
+        rows = self.verdicts.of_subject(self._names.verdict(partition, chamber))
+        return [verdict for verdict in map(decode_verdict, rows) if verdict.seq in wanted]
+
+    async def last_sequences(self, chambers: Mapping[str, int]) -> dict[str, int]:
+        last = {}
+        for chamber, partition in chambers.items():
+            rows = await self.load_chamber(partition, chamber)
+            last[chamber] = rows[-1].seq if rows else 0
+        return last

@@ -1,0 +1,347 @@
+"""A defender's worker without its surroundings: the judging parts over a real arena, streams in memory.
+
+`World` does what a session does, one step at a time, in whatever order a test draws: deliver, judge, store,
+land, read a chamber. Between any two steps the connection can break, the worker can die (also in the midst
+of a kernel, or of a confirmation), or the pod can start again with an empty arena. At the end the streams
+must be the oracle's.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import deque
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+
+import msgspec
+import numpy as np
+
+from kernels import judge as kernel
+from runtime import arena as arenas
+from runtime.arena import Arena, Shape
+from runtime.bus import Connection
+from runtime.cache import Cache, CacheFull
+from runtime.config import Settings
+from runtime.examine import Limits
+from runtime.flight import FlightLog, FlightState, in_doubt, settle
+from runtime.frames import Message
+from runtime.intake import Intake
+from runtime.judge import Batch, Judge, Sample
+from runtime.names import Names, name_problem
+from runtime.overdue import overdue_alarms, overdue_rejections
+from runtime.rebuild import Rebuild, restore_chamber
+from runtime.specs import Specs
+from tests.load import parsed
+from tests.memory_history import MemoryHistory, MemoryStream
+from tests.oracle import Oracle, Stored, Streams
+
+PARTITIONS = 2
+CHAMBERS = ("A", "B", "C", "D", "E")
+CHARTS = ("given_a", "moving_b", "frozen_c")
+NOW_NS = 1_700_000_000_000_000_000
+FLIGHTS = 2
+T = TypeVar("T")
+
+
+def now(work: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that waits for nothing."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        return cast(T, done.value)
+    raise AssertionError("it waits")
+
+
+@dataclass
+class Landing:
+    """A batch on its way, and how far it has come."""
+
+    batch: Batch
+    settled: list[Sample]
+    unstored: deque[Message]
+    alarmed: bool = False
+    told: bool = False
+
+
+@dataclass
+class World:
+    """One fleet's streams and one worker. *slots* and *rows* bound its cache."""
+
+    rng: random.Random
+    specs: dict[int, Specs]
+    window: int = 6
+    depth: int = 8
+    slots: int = 9
+    rows: int = 4
+    samples: list[Stored] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.names = Names(partitions=PARTITIONS)
+        self.settings = Settings(partitions=PARTITIONS)
+        self.history = MemoryHistory(self.names, self.depth)
+        self.alarms = MemoryStream(self.names.alarms)
+        self.rejected = MemoryStream(self.names.rejected)
+        self.positions = dict.fromkeys(range(PARTITIONS), 0)
+        self.revision = min(self.specs)
+        self.epoch = 0
+        self.shape = Shape(PARTITIONS, self.slots, self.rows, self.window, FLIGHTS, reports=16, samples=64)
+        self._fd = -1
+        self.start_pod()
+
+    # --- the fab --------------------------------------------------------------------------------
+
+    def publish(self, reports: int) -> None:
+        """Host software stores some reports; some are resets, some are bad."""
+        for _ in range(reports):
+            chamber = self.rng.choice(CHAMBERS)
+            partition = self.names.partition_of(chamber)
+            subject = self.names.incoming(partition, chamber)
+            payload = report(self.rng, len(self.samples))
+            self.samples.append(
+                Stored(self.names.samples, len(self.samples) + 1, subject, payload, {}, NOW_NS)
+            )
+
+    def change_specs(self) -> None:
+        """The next revision reaches the worker."""
+        self.revision = min(self.revision + 1, max(self.specs))
+        self.cache.use_specs(self.specs[self.revision], self.revision)
+
+    # --- a life of the worker -------------------------------------------------------------------
+
+    def start_pod(self) -> None:
+        """An empty arena; what is in the history comes back by reading it."""
+        self.close()
+        self._fd = os.memfd_create("world")
+        self._begin()
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def break_session(self, stored: int) -> None:
+        """The connection ends; of the verdicts in flight the server has stored *stored* more, in order."""
+        self.store(stored)
+        self._begin()
+
+    def die_in_kernel(self, size: int) -> None:
+        """SIGKILL in the midst of a batch: its journal ends, the slot at work is torn, nothing is published."""
+        if not self.flights.has_room or not self.inbox:
+            return
+        batch = self.judge.judge(self._taken(size))
+        flight = batch.flight
+        if flight is not None:
+            arena, region = self.arena, flight.region
+            samples = int(arena.flights["samples"][region])
+            at = self.rng.randrange(samples + 1) if samples else 0
+            journal = arena.journal[region]
+            if at < samples:
+                kernel.undo(
+                    journal, at, samples, np.zeros(samples, dtype=np.uint8), arena.state, arena.sums, arena.window
+                )
+                slot = int(arena.flight_slots[region, at])
+                noise = np.random.default_rng(self.rng.randrange(2**32))
+                for torn in (arena.state[slot : slot + 1], arena.sums[slot : slot + 1]):
+                    if self.rng.random() < 0.5:
+                        view = torn.view(np.uint8)
+                        view[:] = noise.integers(0, 256, len(view), dtype=np.uint8)
+                arena.state["head"][slot] %= self.window
+                arena.state["length"][slot] %= self.window + 1
+                # The index may have been written before the rest of the entry, or not at all.
+                journal["index"][at + self.rng.randrange(2) : samples] = -1
+            arena.flights["state"][region] = FlightState.JUDGING
+        self._begin()
+
+    def die_in_confirmation(self) -> None:
+        """SIGKILL after some columns of the confirmed rows were written."""
+        landing = self.landings[0] if self.landings else None
+        if landing is None or not landing.told or landing.batch.flight is None:
+            return
+        rows = self.arena.chambers
+        reports = landing.batch.flight.reports
+        for chamber, seq, ordinal in reports[: self.rng.randrange(len(reports) + 1)]:
+            rows["seq"][chamber.row] = seq
+            if self.rng.random() < 0.5:
+                rows["ordinal"][chamber.row] = ordinal
+        self._begin()
+
+    def _begin(self) -> None:
+        """What a new session does: settle, find the directory again, rebuild, pull from the positions."""
+        self.arena = Arena(self._fd, self.shape)
+        settle(self.arena, now(self.history.last_sequences(in_doubt(self.arena))))
+        self.cache = Cache(self.arena, self.names, self.specs[self.revision], self.revision, self.depth)
+        self.flights = FlightLog(self.arena)
+        limits = Limits(self.settings.report_bytes_max, self.settings.at_past_max_s, self.settings.at_future_max_s)
+        self.judge = Judge(self.cache, self.flights, limits, "defender-0")
+        self.epoch += 1
+        self.inbox: deque[Sample] = deque()
+        self.waiting: dict[str, list[Sample]] = {}
+        self.landings: deque[Landing] = deque()
+        self.intakes: dict[int, Intake] = {}
+        self.delivered: dict[int, int] = {}
+        for partition, known in self.positions.items():
+            # The ack floor that the server remembers may be older than the last acknowledgement.
+            position = known if self.rng.random() < 0.7 else self.rng.randrange(known + 1)
+            self.intakes[partition] = Intake(partition, self.names.samples, "p", position, 64, 1.0)
+            self.judge.epochs[partition], self.judge.positions[partition] = self.epoch, position
+            self.delivered[partition] = position
+            if self.arena.partitions[partition] == arenas.UNREAD:
+                rebuild = Rebuild(self.cache)
+                now(
+                    self.history.load_partition(
+                        partition, lambda rows, p=partition, r=rebuild: r.take(p, rows)  # type: ignore[misc]
+                    )
+                )
+                rebuild.finish()
+                self.arena.partitions[partition] = arenas.WHOLE if rebuild.complete else arenas.PARTLY
+
+    # --- the steps of a session -----------------------------------------------------------------
+
+    def deliver(self, messages: int) -> None:
+        """The server delivers; now and then a message that was delivered already."""
+        for _ in range(messages):
+            partition = self.rng.randrange(PARTITIONS)
+            position = self.delivered[partition]
+            if self.rng.random() < 0.1:
+                position = self.rng.randrange(position + 1)
+            found = next((m for m in self.samples[position:] if m.partition == partition), None)
+            if found is None:
+                continue
+            self.delivered[partition] = max(self.delivered[partition], found.seq)
+            whole = self.arena.partitions[partition] == arenas.WHOLE
+            if whole and self.cache.get(found.chamber) is None and name_problem(found.chamber) is None:
+                try:
+                    self.cache.loaded([self.cache.add(found.chamber, partition)])
+                except CacheFull:
+                    pass
+            if self.intakes[partition].took(found.seq, found.seq, 0):
+                self.inbox.append(Sample(found.chamber, partition, found.seq, found.time_ns, found.payload))
+
+    def _taken(self, size: int) -> list[Sample]:
+        return [self.inbox.popleft() for _ in range(min(size, len(self.inbox)))]
+
+    def launch(self, size: int) -> bool:
+        """Judges a batch; False when nothing could be done."""
+        if not self.flights.has_room or not self.inbox or len(self.landings) >= FLIGHTS:
+            return False
+        batch = self.judge.judge(self._taken(size))
+        self.inbox.extendleft(reversed(batch.left))
+        settled = [*batch.judged, *batch.rejected, *batch.skipped]
+        if not settled and not batch.missing:
+            if self.flights.in_flight or self.waiting:
+                return False
+            self.judge.refuse(self.inbox.popleft(), batch)
+            settled = batch.rejected
+        for sample in batch.missing:
+            self.waiting.setdefault(sample.chamber, []).append(sample)
+        if settled:
+            self.landings.append(Landing(batch, settled, deque(batch.verdicts)))
+        return True
+
+    def store(self, messages: int) -> bool:
+        """The server stores the next verdicts in flight, in order."""
+        acted = False
+        for landing in self.landings:
+            while landing.unstored and messages > 0:
+                messages -= 1
+                acted = True
+                assert self.history.verdicts.store(landing.unstored.popleft()), "a verdict was published twice"
+        return acted
+
+    def land(self) -> bool:
+        """The next step of the oldest stored batch: alarms, rejections, confirmation with acknowledgement."""
+        landing = self.landings[0] if self.landings else None
+        if landing is None or landing.unstored:
+            return False
+        if not landing.alarmed:
+            self._publish_alarms(landing.batch)
+            landing.alarmed = True
+        elif not landing.told:
+            for one in landing.batch.rejections:
+                headers = parsed(b"NATS/1.0\r\n" + one.headers)
+                self.rejected.store((one.subject, headers["Nats-Msg-Id"], one.payload), headers)
+            landing.told = True
+        else:
+            self._confirm(landing)
+        return True
+
+    def _publish_alarms(self, batch: Batch) -> None:
+        if batch.skipped:
+            connection = cast(Connection, self.alarms)
+            batch.alarms[:0] = now(overdue_alarms(connection, self.history, self.settings, batch.skipped))
+            batch.rejections[:0] = overdue_rejections(batch.skipped, self.judge.limits, self.names)
+        for message in batch.alarms:
+            self.alarms.store(message)
+
+    def _confirm(self, landing: Landing) -> None:
+        if landing.batch.flight is not None:
+            self.flights.confirm(landing.batch.flight)
+        for partition, intake in self.intakes.items():
+            seqs = [sample.seq for sample in landing.settled if sample.partition == partition]
+            if seqs:
+                intake.done(seqs)
+                self.judge.positions[partition] = intake.position
+                if self.rng.random() < 0.8:  # an acknowledgement is not confirmed, and may get lost
+                    self.positions[partition] = max(self.positions[partition], intake.position)
+        self.landings.popleft()
+
+    def read_chamber(self) -> bool:
+        """A chamber that reports wait for is read from the history."""
+        if not self.waiting:
+            return False
+        name = self.rng.choice(list(self.waiting))
+        partition = self.names.partition_of(name)
+        try:
+            restore_chamber(self.cache, name, partition, now(self.history.load_chamber(partition, name)))
+        except CacheFull:
+            assert self.flights.in_flight, "a chamber fits into an idle cache"
+            return False
+        self.inbox.extendleft(reversed(self.waiting.pop(name)))
+        return True
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Undisturbed until nothing is left to do."""
+        for _ in range(100 * (len(self.samples) + 10)):
+            self.deliver(8)
+            acted = [self.launch(8), self.read_chamber(), self.store(100), self.land()]
+            rest = any(m.seq > self.delivered[m.partition] for m in self.samples)
+            if not any(acted) and not rest and not self.inbox:
+                assert not self.waiting
+                assert not self.landings
+                return
+        raise AssertionError(f"it does not end: {len(self.inbox)} in the inbox, {len(self.waiting)} wait")
+
+    def differences(self) -> list[str]:
+        """Of the streams from the oracle's."""
+        streams = Streams(self.samples, self.history.verdicts.messages, self.alarms.messages, self.rejected.messages)
+        return Oracle(window=self.window, depth=self.depth, specs=self.specs).compare(streams)
+
+
+def report(rng: random.Random, number: int) -> bytes:
+    """A report of any kind that can come."""
+    encode = msgspec.json.encode if rng.random() < 0.5 else msgspec.msgpack.encode
+    tree: dict[str, Any] = {"run": f"r{number}"}
+    dice = rng.random()
+    if dice < 0.06:
+        tree["reset"] = "maintenance"
+        if rng.random() < 0.5:
+            tree["charts"] = rng.sample([*CHARTS, "unknown"], 2)
+        return encode(tree)
+    charts = [chart for chart in CHARTS if rng.random() < 0.8] or [CHARTS[0]]
+    if rng.random() < 0.2:
+        rng.shuffle(charts)
+    counts: list[float] = [rng.choice([0, 1, 2, 2, 3, 4, 12]) for _ in charts]
+    units = [rng.choice([1.0, 1.0, 2.0, 0.7]) for _ in charts]
+    if dice < 0.10:
+        counts[rng.randrange(len(counts))] = rng.choice([-1, 0.5])
+    elif dice < 0.13:
+        units.pop()
+    elif dice < 0.15:
+        return b"\xc1 nothing"
+    elif dice < 0.17:
+        charts[0] = "two words"
+    return encode({**tree, "charts": charts, "counts": counts, "units": units})

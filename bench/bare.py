@@ -1,7 +1,7 @@
 """Loops to compare a defender with: they move the same messages over the same way, and compute nothing.
 
     python bench/bare.py ingest SETTINGS-JSON COUNT SIZE     pull, publish one message of SIZE bytes, ack
-    python bench/bare.py read SETTINGS-JSON FIRST STEP       read the partitions FIRST, FIRST+STEP, … of VERDICTS
+    python bench/bare.py read SETTINGS-JSON FIRST STEP       read partitions FIRST, FIRST+STEP, …
 
 They use the defender's own connection, pulls, publishing and acknowledgements, which are faster than
 nats-py's (see DESIGN.md): a slower baseline would flatter us. The last line of stdout is JSON.

@@ -30,7 +30,9 @@ SEED = 20240611
 CHAMBERS = 200
 
 
-def reports(count: int, charts: int, *, chambers: int = CHAMBERS, seed: int = SEED) -> Iterator[tuple[str, bytes]]:
+def reports(
+    count: int, charts: int, *, chambers: int = CHAMBERS, seed: int = SEED
+) -> Iterator[tuple[str, bytes]]:
     """(chamber, report) *count* times: JSON, in-control counts with a mean of 6."""
     rng = np.random.default_rng(seed)
     names = [f"chart-{i}" for i in range(charts)]
@@ -90,17 +92,16 @@ async def fill_history(connection: Connection, settings: Settings, chambers: int
     for partition in range(settings.partitions):
         judge.epochs[partition], judge.positions[partition] = 1, 0
     names = settings.names
-    made = reports(chambers * settings.history_depth, charts, chambers=chambers)
-    total = seq = 0
+    count = chambers * settings.history_depth
+    total = 0
     batch: list[Sample] = []
     sent: list[asyncio.Future[None]] = []
-    for chamber, payload in made:
+    for seq, (chamber, payload) in enumerate(reports(count, charts, chambers=chambers), start=1):
         partition = names.partition_of(chamber)
         if cache.get(chamber) is None:
             cache.loaded([cache.add(chamber, partition)])
-        seq += 1
         batch.append(Sample(chamber, partition, seq, time.time_ns(), payload))
-        while len(batch) * charts > 8_000 or (batch and seq == chambers * settings.history_depth):
+        while len(batch) * charts > 8_000 or (batch and seq == count):
             judged = judge.judge(batch)
             batch = judged.left
             while sent:

@@ -40,7 +40,9 @@ async def defender_round(server: NatsServer, count: int, charts: int) -> tuple[f
         checksum = await fill_samples(connection, settings, reports(count, charts))
         with Pod(settings) as pod:
             rate = await rate_of(connection, settings.stream_verdicts, count)
-            size = pod.metric("defender_published_bytes_total") / max(1, pod.metric("defender_verdicts_total"))
+            size = pod.metric("defender_published_bytes_total") / max(
+                1, pod.metric("defender_verdicts_total")
+            )
         return rate, size, checksum
 
 
@@ -85,7 +87,12 @@ def test_ingest(benchmark: Any, charts: int, count: int) -> None:
     if charts == 1:
         shown = f"{ratio:.0%} of the bare loop ({rate:,.0f} reports/s)"
         figure(
-            "ingest, 1 sample a report", shown, target="≥ 60 %", baseline=note, met=ratio >= 0.6, is_ratio=True
+            "ingest, 1 sample a report",
+            shown,
+            target="≥ 60 %",
+            baseline=note,
+            met=ratio >= 0.6,
+            is_ratio=True,
         )
     else:
         per_s = rate * charts

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -91,7 +91,7 @@ class Shape:
         ]
 
     def header(self) -> list[int]:
-        sizes = [self.partitions, self.slots, self.chambers, self.window, self.flights, self.reports, self.samples]
+        sizes = astuple(self)
         return [MAGIC, LAYOUT_VERSION, SLOT.itemsize, JOURNAL.itemsize, *sizes]
 
     @property

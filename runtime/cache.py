@@ -47,7 +47,18 @@ class Chamber:
     """A chamber in memory. ``seq`` and ``ordinal`` are those of its newest judged report, which may be
     ahead of its row in the arena (the newest confirmed one)."""
 
-    __slots__ = ("lists", "name", "ordinal", "partition", "pins", "referenced", "row", "seq", "slots", "subject")
+    __slots__ = (
+        "lists",
+        "name",
+        "ordinal",
+        "partition",
+        "pins",
+        "referenced",
+        "row",
+        "seq",
+        "slots",
+        "subject",
+    )
 
     def __init__(self, name: str, partition: int, row: int, subject: str) -> None:
         self.name, self.partition, self.row, self.subject = name, partition, row, subject
@@ -144,7 +155,7 @@ class Cache:
         return found
 
     def resolve_reset(self, chamber: Chamber, names: list[str]) -> ChartList:
-        """What a reset of these charts (none: of all) concerns: charts in memory; others have nothing to forget."""
+        """The charts in memory that a reset of *names* (none: of all) concerns; others have nothing to forget."""
         known = [slot for name, slot in chamber.slots.items() if not names or name in names]
         found = ChartList(names, array("i", known))
         found.spec_ids = array("i", bytes(4 * len(known)))  # not read

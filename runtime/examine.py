@@ -94,7 +94,8 @@ def examine(sample: Sample, limits: Limits) -> Examined:
     examined = Examined(at_ns=sample.received_ns)
     problem = _examine_header(report, sample, limits, examined)
     if problem is None:
-        problem = _examine_reset(report, examined) if "reset" in report else _examine_samples(report, examined)
+        look = _examine_reset if "reset" in report else _examine_samples
+        problem = look(report, examined)
     if problem is not None:
         return Examined(problems=[*examined.problems, problem])
     return examined
@@ -149,7 +150,7 @@ def _examine_reset(report: dict[Any, Any], examined: Examined) -> Problem | None
     if not reset:
         return Problem(Reason.EMPTY, "reset has no reason")
     if report.get("counts") or report.get("units"):
-        return Problem(Reason.RESET_WITH_SAMPLES, "a reset carries no counts and no units; publish them apart")
+        return Problem(Reason.RESET_WITH_SAMPLES, "a reset carries no counts and units; publish them apart")
     charts = report.get("charts")
     if charts is not None:
         problem = _examine_names(charts, examined)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from array import array
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -110,7 +111,8 @@ class Judge:
         """Judges as many of *samples*, in order, as fit; changes the cache. See the module for the rest."""
         if self._revision != self.cache.revision:
             self._revision = self.cache.revision
-            self._spec_rows = np.array([spec_row(**row) for row in compile_specs(self.cache.specs)], dtype=SPEC)
+            rows = [spec_row(**row) for row in compile_specs(self.cache.specs)]
+            self._spec_rows = np.array(rows, dtype=SPEC)
             self._basis = self._spec_rows["basis"].copy()
         batch, work = Batch(), _Work()
         examined: dict[tuple[int, int], Examined] = {}
@@ -150,8 +152,12 @@ class Judge:
             if chamber not in newest:
                 chamber.pins += 1  # what the batch has resolved must not be evicted by what comes later in it
                 newest[chamber] = chamber.seq
+            # A chamber has no more reports in flight than the history keeps: after a failure their alarms are
+            # made from it.
+            work.reports_in[chamber] += 1
+            fits = chamber.pins - 1 + work.reports_in[chamber] <= self.cache.depth
             try:
-                fits = self._one(sample, chamber, batch, work, examined, room)
+                fits = fits and self._one(sample, chamber, batch, work, examined, room)
             except CacheFull:
                 fits = False
             if not fits:
@@ -184,9 +190,7 @@ class Judge:
             known = examined[sample.key] = examine(sample, self.limits)
         return self._take_examined(sample, chamber, known, batch, work, room)
 
-    def _decode_well_formed(
-        self, sample: Sample, chamber: Chamber
-    ) -> tuple[Incoming, ChartList] | None:
+    def _decode_well_formed(self, sample: Sample, chamber: Chamber) -> tuple[Incoming, ChartList] | None:
         """The fast way; None for what the slow way must look at."""
         try:
             incoming = wire.decode_incoming(sample.payload)
@@ -218,7 +222,7 @@ class Judge:
         return True
 
     def refuse(self, sample: Sample, batch: Batch) -> None:
-        """Rejects a report that does not even fit when nothing is in flight: its chamber has too many charts."""
+        """Rejects a report that does not fit even when nothing is in flight: too many charts."""
         slots = self.cache.arena.shape.slots
         detail = f"the chamber has more charts than the cache of a worker ({slots}); raise CACHE_MB"
         self._reject(sample, [Problem(Reason.TOO_MANY_CHARTS, detail)], batch)
@@ -267,12 +271,9 @@ class Judge:
     def _encode(self, batch: Batch, work: _Work, ordinals: list[int], basis: list[int]) -> None:
         encode, ids = wire.msgpack_encoder.encode, self._id_prefixes
         revision, defender, epochs, positions = self._revision, self.defender, self.epochs, self.positions
-        columns = (work.counts_as_integers(), work.units.tolist(), *self._out.lists(len(work.counts)))
-        u, centre, lcl, ucl, flags, phase, stage = columns[2:]
-        by_report = zip(
-            *(work.by_report(column) for column in (*columns[:2], u, centre, lcl, ucl, flags, phase, basis, stage)),
-            strict=True,
-        )
+        *judged, stage = self._out.lists(len(work.counts))
+        columns = (work.counts_as_integers(), work.units.tolist(), *judged, basis, stage)
+        by_report = zip(*(work.by_report(column) for column in columns), strict=True)
         for report, ordinal, samples in zip(work.reports, ordinals, by_report, strict=True):
             sample, partition = report.sample, report.sample.partition
             verdict = OutgoingVerdict(
@@ -307,7 +308,7 @@ class Judge:
 
 
 def message_id(names: Names, sample: Sample) -> str:
-    """By this the streams drop repeats of a sample's verdict, alarm and rejection: its stream and sequence."""
+    """Its stream and sequence: by this streams drop repeats of a sample's verdict, alarm, rejection."""
     return f"{message_id_prefix(names, sample.partition)}{sample.seq}"
 
 
@@ -351,6 +352,7 @@ class _Work:
         self._resets: list[tuple[int, int]] = []
         self.newest: dict[Chamber, int] = {}
         """The chambers of the batch, pinned, with the sequence of their newest report in it."""
+        self.reports_in: defaultdict[Chamber, int] = defaultdict(int)
         self._singles = True
         """Every report has exactly one sample."""
 

@@ -1,13 +1,13 @@
 """What a supervisor and its workers say to each other, over one pipe a worker.
 
-    worker                                     supervisor
-      │ ── Ready ─────────────────────────────────► │   connected, memory settled: wants its partitions
-      │ ◄──────────────────────────────── Assign ── │   partitions with epoch, consumer and position
-      │ ── Serving ───────────────────────────────► │   the cache is rebuilt, reports are being judged
-      │ ── Ended ─────────────────────────────────► │   the session broke; Ready comes again
-      │ ◄───────────────────────────────── Drain ── │   finish what is in hand
-      │ ── Released ──────────────────────────────► │   the positions; the worker leaves
-      │ ◄───────────────────────────────── Specs ── │   at any time
+worker                                     supervisor
+  │ ── Ready ─────────────────────────────────► │   connected, memory settled: wants its partitions
+  │ ◄──────────────────────────────── Assign ── │   partitions with epoch, consumer and position
+  │ ── Serving ───────────────────────────────► │   the cache is rebuilt, reports are being judged
+  │ ── Ended ─────────────────────────────────► │   the session broke; Ready comes again
+  │ ◄───────────────────────────────── Drain ── │   finish what is in hand
+  │ ── Released ──────────────────────────────► │   the positions; the worker leaves
+  │ ◄───────────────────────────────── Specs ── │   at any time
 """
 
 from __future__ import annotations

@@ -28,6 +28,8 @@ from runtime.errors import CrashLoop, DefenderError, IllegalTransition
 ABORT_GRACE_S: Final = 1.0
 """Between SIGABRT (the stacks go to the log) and SIGKILL."""
 WATCH_S: Final = 0.5
+QUICK_DEATH_S: Final = 2.0
+"""A worker that dies within this time of its start was not killed by chance."""
 
 
 class WorkerState(Enum):
@@ -59,6 +61,7 @@ class WorkerHandle:
         self.restarts = 0
         self.started_at_s = 0.0
         self.aborted_at_s: float | None = None
+        self.quick_deaths = 0
         self.released: dict[int, int] | None = None
         self.serving: pipes.Serving | None = None
 
@@ -237,11 +240,11 @@ class Pool:
                 )
             )
             return
-        exponent = len(self._deaths) - 1
-        pause_s = min(settings.restart_backoff_max_s, settings.restart_backoff_s * 2**exponent)
-        # the first death is a surprise and costs no wait; a series of them is a fault
-        delay_s = 0.0 if exponent == 0 else pause_s
-        asyncio.get_running_loop().call_later(delay_s, self._start_again, handle)
+        # A death in the midst of work is a surprise and costs no wait; deaths soon after the start are a fault.
+        handle.quick_deaths = handle.quick_deaths + 1 if now - handle.started_at_s < QUICK_DEATH_S else 0
+        pause_s = settings.restart_backoff_s * 2 ** (handle.quick_deaths - 1) if handle.quick_deaths else 0.0
+        pause_s = min(settings.restart_backoff_max_s, pause_s)
+        asyncio.get_running_loop().call_later(pause_s, self._start_again, handle)
 
     def _start_again(self, handle: WorkerHandle) -> None:
         if not self._draining and handle.state is WorkerState.GONE:

@@ -15,6 +15,7 @@ before each of them is written: a process that was frozen past its lease writes 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Coroutine, Iterable
@@ -89,6 +90,8 @@ class Session:
         self._pump_scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._before: asyncio.Future[None] | None = None
+        self._catching_up = 0
+        """Batches that look for what a failure left undone; no other is launched meanwhile."""
         self._landing = asyncio.Event()
         self._idle = asyncio.Event()
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -186,18 +189,16 @@ class Session:
         if not intake.took(seq, int(tokens[at + 1]), int(tokens[at + 3])):
             return
         self._inbox.append(Sample(name, intake.partition, seq, int(tokens[at + 2]), payload))
-        if not self._pump_scheduled:
-            self._schedule_pump()
+        self._schedule_pump()
 
     def _new_route(self, subject: bytes) -> tuple[str, Intake]:
         _, _, partition, chamber = subject.split(b".", 3)
         name, intake = chamber.decode("utf-8", "surrogateescape"), self._intakes[int(partition)]
         whole = self._cache.arena.partitions[intake.partition] == arenas.WHOLE
         if whole and self._cache.get(name) is None and name_problem(name) is None:
-            try:
+            # without room it comes in by way of the history, when some chamber has landed
+            with contextlib.suppress(CacheFull):
                 self._cache.loaded([self._cache.add(name, intake.partition)])
-            except CacheFull:
-                pass  # it comes in by way of the history, when some chamber has landed
         if len(self._routes) >= ROUTES_MAX:
             self._routes.clear()
         self._routes[subject] = name, intake
@@ -217,7 +218,7 @@ class Session:
         """Judges what has come, as long as batches may be in flight."""
         self._pump_scheduled = False
         try:
-            while self._inbox and self._flights.has_room and self.state in (State.SERVING, State.DRAINING):
+            while self._inbox and self._has_room():
                 self._gate()
                 size = min(len(self._inbox), self._settings.batch_reports_max)
                 if not self._launch([self._inbox.popleft() for _ in range(size)]):
@@ -227,9 +228,14 @@ class Session:
         if not self._in_hand():
             self._idle.set()
 
+    def _has_room(self) -> bool:
+        serving = self.state in (State.SERVING, State.DRAINING)
+        return serving and self._flights.has_room and not self._catching_up
+
     def _schedule_pump(self) -> None:
-        self._pump_scheduled = True
-        asyncio.get_running_loop().call_soon(self._pump)
+        if not self._pump_scheduled:
+            self._pump_scheduled = True
+            asyncio.get_running_loop().call_soon(self._pump)
 
     def _launch(self, samples: list[Sample]) -> bool:
         """Judges one batch and sends its verdicts off; False when it must wait for others to land."""
@@ -247,8 +253,9 @@ class Session:
         for sample in batch.missing:
             self._await_history(sample)
         if settled:
-            stored = self._connection.start_all(batch.verdicts) if batch.verdicts else None
             before, self._before = self._before, asyncio.get_running_loop().create_future()
+            self._catching_up += bool(batch.skipped)
+            stored = None if batch.skipped else self._send_verdicts(batch)
             self._start(self._land(batch, settled, stored, before, self._before))
         return True
 
@@ -263,22 +270,27 @@ class Session:
         landed: asyncio.Future[None],
     ) -> None:
         """Sees one batch through to its acknowledgement; batches land in the order of their launch."""
-        if stored is not None:
-            await within(stored, self._settings.request_timeout_s, "storing verdicts")
-        stored_ns = time.time_ns()
-        await self._history.append(batch.verdicts)
         if batch.skipped:
+            # Before any later verdict: those would push the skipped ones out of a history of D reports.
             batch.alarms[:0] = await overdue_alarms(
                 self._connection, self._history, self._settings, batch.skipped
             )
             batch.rejections[:0] = overdue_rejections(batch.skipped, self._judge.limits, self._names)
+            self._gate()
+            stored = self._send_verdicts(batch)
+            self._catching_up -= 1
+            self._schedule_pump()
+        if stored is not None:
+            await within(stored, self._settings.request_timeout_s, "storing verdicts")
+        stored_ns = time.time_ns()
+        await self._history.append(batch.verdicts)
+        if before is not None:
+            await before  # a chamber's newest alarm tells that none before it is overdue
         self._gate()
         if batch.alarms:
             alarms = self._connection.start_all(batch.alarms, repeats=True)
             await within(alarms, self._settings.request_timeout_s, "storing alarms")
         await self._publish_rejections(batch)
-        if before is not None:
-            await before
         self._gate()
         if batch.flight is not None:
             self._flights.confirm(batch.flight)
@@ -287,8 +299,11 @@ class Session:
         self._count(batch, settled, stored_ns)
         self._landing.set()
         self._landing.clear()
-        if self._inbox and not self._pump_scheduled:
+        if self._inbox:
             self._schedule_pump()
+
+    def _send_verdicts(self, batch: Batch) -> asyncio.Future[None] | None:
+        return self._connection.start_all(batch.verdicts) if batch.verdicts else None
 
     async def _publish_rejections(self, batch: Batch) -> None:
         replies = []
@@ -384,8 +399,7 @@ class Session:
                         ) from None
                     await self._landing.wait()
         self._inbox.extendleft(reversed(self._waiting.pop(name)))
-        if not self._pump_scheduled:
-            self._schedule_pump()
+        self._schedule_pump()
 
     # --- small change ---------------------------------------------------------------------------
 

@@ -193,7 +193,9 @@ class Supervisor:
         if handle.state is not WorkerState.IDLE:
             return  # it died meanwhile; its successor asks anew
         handle.enter(WorkerState.SERVING)
-        assignments = [pipes.Assignment(a.partition, a.epoch, a.consumer, a.position) for a in acquired.values()]
+        assignments = [
+            pipes.Assignment(a.partition, a.epoch, a.consumer, a.position) for a in acquired.values()
+        ]
         handle.send(pipes.Assign(assignments))
         waited_ms = round((time.monotonic() - begun) * 1e3, 1)
         self._log.info("acquired", worker=handle.index, partitions=len(acquired), waited_ms=waited_ms)
@@ -206,9 +208,7 @@ class Supervisor:
             self._served = True
             self._rebuild_s = max(h.serving.rebuild_s for h in self._pool.handles if h.serving)
             reports = sum(h.serving.reports for h in self._pool.handles if h.serving)
-            self._log.info(
-                "ready", rebuilt_reports=reports, since_start_ms=_since_start_ms()
-            )
+            self._log.info("ready", rebuilt_reports=reports, since_start_ms=_since_start_ms())
 
     def _on_specs(self, entry: Entry) -> None:
         if entry.key == SPECS_KEY and self._pool is not None:
@@ -361,9 +361,7 @@ class Supervisor:
 
     def _bucket(self, name: str) -> Bucket:
         assert self._connection is not None
-        return Bucket(
-            self._connection, name, random=self._random, timeout_s=self._settings.request_timeout_s
-        )
+        return Bucket(self._connection, name, random=self._random, timeout_s=self._settings.request_timeout_s)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -133,7 +133,7 @@ class Verdict(Struct, frozen=True, omit_defaults=True):
 
 
 class OutgoingVerdict(Struct, omit_defaults=True, gc=False):
-    """`Verdict` as the hot path encodes it: the chart list is already MessagePack. Same fields, same order."""
+    """`Verdict` as the hot path encodes it: the chart list is MessagePack already. Same fields and order."""
 
     chamber: str
     seq: int
@@ -232,7 +232,7 @@ def decode_incoming(payload: bytes) -> Incoming:
 
 
 def decode_any(payload: bytes) -> Any:
-    """The slow way's first step: whatever the bytes say. Raises msgspec.MsgspecError when they say nothing."""
+    """The slow way's first step: whatever the bytes say. Raises msgspec.MsgspecError if that is nothing."""
     return msgspec.json.decode(payload) if payload and is_json(payload) else msgspec.msgpack.decode(payload)
 
 
@@ -265,7 +265,8 @@ def time_ns(at: datetime | int | None, received_ns: int) -> int:
 
 def to_datetime(time_ns: int) -> datetime:
     """RFC 3339 readable time, to the microsecond. Raises OverflowError far outside of the calendar."""
-    return datetime.fromtimestamp(time_ns // 1_000_000_000, UTC).replace(microsecond=time_ns // 1000 % 1_000_000)
+    whole_s = datetime.fromtimestamp(time_ns // 1_000_000_000, UTC)
+    return whole_s.replace(microsecond=time_ns // 1000 % 1_000_000)
 
 
 def names_problems(charts: list[str]) -> list[Problem]:

@@ -132,9 +132,7 @@ class Worker:
             doubtful = in_doubt(self._arena)
             settled = settle(self._arena, await history.last_sequences(doubtful))
             if doubtful:
-                self._log.info(
-                    "settled", kept=settled.kept, undone=settled.undone, dropped=settled.dropped
-                )
+                self._log.info("settled", kept=settled.kept, undone=settled.undone, dropped=settled.dropped)
             revision, specs = self._specs
             cache = Cache(self._arena, settings.names, specs, revision, settings.history_depth)
             limits = Limits(settings.report_bytes_max, settings.at_past_max_s, settings.at_future_max_s)

@@ -57,7 +57,7 @@ class LiveView:
         show = self._show
         part = min(1.0, show.elapsed_s / show.plan.seconds)
         done = round(part * _BAR)
-        head = Text("defender demo  ", style="bold")
+        head = Text("defender demo  ", style="bold", no_wrap=True, overflow="ellipsis")
         head.append("━" * done, style="green").append("━" * (_BAR - done), style="dim")
         head.append(f" {min(show.elapsed_s, show.plan.seconds):.0f} of {show.plan.seconds:.0f} s", style="")
         return head.append(f"  {_TITLES[show.phase]}", style="dim")
@@ -159,6 +159,7 @@ def summary(outcome: Outcome) -> list[Text]:
     recovery = (
         "no verdict after it" if o.recovery_ms is None else f"next verdict after {o.recovery_ms:.0f} ms"
     )
+    chance = f"{o.chance_alarms:,} other alarms, 1 in {o.samples / max(1, o.chance_alarms):.0f} samples"
     rows = (
         (
             "reports",
@@ -169,7 +170,7 @@ def summary(outcome: Outcome) -> list[Text]:
         ("account", f"{o.lost} lost, {o.duplicated} duplicated, {o.unexpected} unexpected"),
         (
             "planted",
-            f"{o.planted_found} of {o.planted} excursions found; {o.chance_alarms:,} other alarms, by chance",
+            f"{o.planted_found} of {o.planted} excursions found; {chance}",
         ),
         ("broken", f"{o.broken_rejected} of {o.broken} messages in REJECTED, each for its reason"),
         (

@@ -20,7 +20,7 @@ class History(Protocol):
     """What a worker needs of a store. Errors are `runtime.errors.DefenderError`."""
 
     async def append(self, verdicts: Sequence[Message]) -> None:
-        """Returns when the reports of these verdict messages are stored; storing one again changes nothing."""
+        """Returns when the reports of these verdicts are stored; storing one again changes nothing."""
 
     async def load_partition(self, partition: int, take: Take) -> int:
         """Gives every chamber's last D reports of one partition to *take*; returns how many it gave."""

@@ -65,9 +65,7 @@ class JetStreamHistory:
             return await self._read(stream, name, waiting, take) if waiting else 0
         finally:
             if self._connection.is_connected:
-                await self._connection.api(
-                    f"CONSUMER.DELETE.{stream}.{name}", timeout_s=self._timeout_s
-                )
+                await self._connection.api(f"CONSUMER.DELETE.{stream}.{name}", timeout_s=self._timeout_s)
 
     async def _read(self, stream: str, consumer: str, waiting: int, take: Take) -> int:
         reader = _Reader(self._connection, f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", waiting)

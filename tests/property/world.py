@@ -237,6 +237,10 @@ class World:
         for sample in batch.missing:
             self.waiting.setdefault(sample.chamber, []).append(sample)
         if settled:
+            if batch.skipped:
+                connection = cast(Connection, self.alarms)
+                batch.alarms[:0] = now(overdue_alarms(connection, self.history, self.settings, batch.skipped))
+                batch.rejections[:0] = overdue_rejections(batch.skipped, self.judge.limits, self.names)
             self.landings.append(Landing(batch, settled, deque(batch.verdicts)))
         return True
 
@@ -256,7 +260,8 @@ class World:
         if landing is None or landing.unstored:
             return False
         if not landing.alarmed:
-            self._publish_alarms(landing.batch)
+            for message in landing.batch.alarms:
+                self.alarms.store(message)
             landing.alarmed = True
         elif not landing.told:
             for one in landing.batch.rejections:
@@ -266,14 +271,6 @@ class World:
         else:
             self._confirm(landing)
         return True
-
-    def _publish_alarms(self, batch: Batch) -> None:
-        if batch.skipped:
-            connection = cast(Connection, self.alarms)
-            batch.alarms[:0] = now(overdue_alarms(connection, self.history, self.settings, batch.skipped))
-            batch.rejections[:0] = overdue_rejections(batch.skipped, self.judge.limits, self.names)
-        for message in batch.alarms:
-            self.alarms.store(message)
 
     def _confirm(self, landing: Landing) -> None:
         if landing.batch.flight is not None:

@@ -155,7 +155,7 @@ class Cache:
         return found
 
     def resolve_reset(self, chamber: Chamber, names: list[str]) -> ChartList:
-        """The charts in memory that a reset of *names* (none: of all) concerns; others have nothing to forget."""
+        """The charts in memory that a reset of *names* (none: of all) concerns; others forget nothing."""
         known = [slot for name, slot in chamber.slots.items() if not names or name in names]
         found = ChartList(names, array("i", known))
         found.spec_ids = array("i", bytes(4 * len(known)))  # not read

@@ -26,16 +26,34 @@ from runtime.config import Settings
 _WORKER: Final = "runtime.worker"
 
 
+class Descriptor:
+    """A file descriptor that goes along to a worker when it is pickled for it, and has another number there.
+
+    Made a `DupFd` only while the process is being started, it travels with the fork server's request; made
+    before, the worker would have to fetch it from a thread of the supervisor (10-40 ms).
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrived, (DupFd(self.fd),)
+
+
+def _arrived(descriptor: Any) -> Descriptor:
+    return Descriptor(descriptor.detach())
+
+
 @dataclass(frozen=True)
 class Start:
-    """What a worker is started with. ``memory`` and ``board`` are descriptors on their way to it."""
+    """What a worker is started with."""
 
     index: int
     stable_id: str
     settings: Settings
     pipe: Pipe
-    memory: Any
-    board: Any
+    memory: Descriptor
+    board: Descriptor
 
 
 def start_server(kernel_cache: str) -> None:
@@ -87,7 +105,7 @@ def start_worker(
 ) -> tuple[BaseProcess, Pipe]:
     """Forks a worker; its process, and our end of the pipe to it."""
     ours, theirs = multiprocessing.Pipe()
-    start = Start(index, stable_id, settings, theirs, DupFd(memory_fd), DupFd(board_fd))
+    start = Start(index, stable_id, settings, theirs, Descriptor(memory_fd), Descriptor(board_fd))
     context: Any = multiprocessing.get_context("forkserver")
     process: BaseProcess = context.Process(target=enter, args=(start,), name=f"worker-{index}")
     with _without_main():

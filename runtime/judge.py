@@ -272,7 +272,13 @@ class Judge:
         encode, ids = wire.msgpack_encoder.encode, self._id_prefixes
         revision, defender, epochs, positions = self._revision, self.defender, self.epochs, self.positions
         *judged, stage = self._out.lists(len(work.counts))
-        columns = (work.counts_as_integers(), work.units.tolist(), *judged, basis, stage)
+        columns: tuple[list[Any], ...] = (
+            work.counts_as_integers(),
+            work.units.tolist(),
+            *judged,
+            basis,
+            stage,
+        )
         by_report = zip(*(work.by_report(column) for column in columns), strict=True)
         for report, ordinal, samples in zip(work.reports, ordinals, by_report, strict=True):
             sample, partition = report.sample, report.sample.partition

@@ -240,7 +240,7 @@ class Pool:
                 )
             )
             return
-        # A death in the midst of work is a surprise and costs no wait; deaths soon after the start are a fault.
+        # A death in the midst of work costs no wait; one soon after the start is a fault, and comes again.
         handle.quick_deaths = handle.quick_deaths + 1 if now - handle.started_at_s < QUICK_DEATH_S else 0
         pause_s = settings.restart_backoff_s * 2 ** (handle.quick_deaths - 1) if handle.quick_deaths else 0.0
         pause_s = min(settings.restart_backoff_max_s, pause_s)

@@ -15,7 +15,6 @@ before each of them is written: a process that was frozen past its lease writes 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import deque
 from collections.abc import Coroutine, Iterable
@@ -196,9 +195,12 @@ class Session:
         name, intake = chamber.decode("utf-8", "surrogateescape"), self._intakes[int(partition)]
         whole = self._cache.arena.partitions[intake.partition] == arenas.WHOLE
         if whole and self._cache.get(name) is None and name_problem(name) is None:
-            # without room it comes in by way of the history, when some chamber has landed
-            with contextlib.suppress(CacheFull):
+            try:
                 self._cache.loaded([self._cache.add(name, intake.partition)])
+            except CacheFull:
+                # It comes in by way of the history, when some chamber has landed. From now on all do: one
+                # whose reports wait must not be taken for a new one when its route is made again.
+                self._cache.arena.partitions[intake.partition] = arenas.PARTLY
         if len(self._routes) >= ROUTES_MAX:
             self._routes.clear()
         self._routes[subject] = name, intake
@@ -223,8 +225,8 @@ class Session:
                 size = min(len(self._inbox), self._settings.batch_reports_max)
                 if not self._launch([self._inbox.popleft() for _ in range(size)]):
                     break
-        except DefenderError as error:
-            self._break(error)
+        except Exception as error:
+            self._break(error)  # one that is no DefenderError then ends the worker, not only the session
         if not self._in_hand():
             self._idle.set()
 

@@ -24,7 +24,7 @@ import uvloop
 from kernels import jit
 from runtime import log, pipes
 from runtime.arena import Arena, Shape
-from runtime.bus import backoff_s, connect
+from runtime.bus import Connection, backoff_s, connect
 from runtime.cache import Cache
 from runtime.config import Settings
 from runtime.counters import Board, Counter
@@ -85,8 +85,8 @@ class Worker:
     def __init__(self, start: Start) -> None:
         self._settings = settings = start.settings
         self._pipe, self._stable_id, self._index = start.pipe, start.stable_id, start.index
-        self._arena = Arena(start.memory.detach(), shape_of(settings))
-        self._board = Board.attach(start.board.detach(), settings.workers, settings.partitions)
+        self._arena = Arena(start.memory.fd, shape_of(settings))
+        self._board = Board.attach(start.board.fd, settings.workers, settings.partitions)
         self._counters = self._board.worker(start.index)
         self._log = log.get("worker")
         self._specs: tuple[int, Specs] = (0, Specs())
@@ -140,6 +140,7 @@ class Worker:
             session = Session(settings, connection, history, judge, self._board, self._counters)
             self._session = session
             self._counters.add(Counter.SESSIONS)
+            self._counters.set(Counter.SPEC_REVISION, revision)
             return await self._serve(session, connection)
         finally:
             self._session = None
@@ -148,13 +149,13 @@ class Worker:
             else:
                 await connection.cut()
 
-    async def _serve(self, session: Session, connection: Any) -> int:
+    async def _serve(self, session: Session, connection: Connection) -> int:
         """Waits for the partitions, serves them, drains; raises when anything of it breaks."""
         loop = asyncio.get_running_loop()
         self._assigned = loop.create_future()
         trouble = [
             loop.create_task(session.broken()),
-            loop.create_task(connection.ended.wait()),
+            loop.create_task(_end_of(connection)),
         ]
         try:
             self._say(pipes.Ready())
@@ -207,15 +208,20 @@ class Worker:
             await asyncio.sleep(TICK_S)
 
 
+async def _end_of(connection: Connection) -> None:
+    """Waits for the end of a connection; raises what ended it."""
+    await connection.ended.wait()
+    raise connection.failure or Disconnected("the connection to the NATS server ended")
+
+
 async def _unless(trouble: list[asyncio.Task[Any]], wanted: Any) -> Any:
-    """The result of *wanted*, unless one of *trouble* ends first: then its error, or Disconnected."""
+    """The result of *wanted*, unless one of *trouble* raises first: they never return."""
     task = asyncio.ensure_future(wanted)
     try:
         await asyncio.wait([task, *trouble], return_when=asyncio.FIRST_COMPLETED)
         for other in trouble:
             if other.done():
                 other.result()
-                raise Disconnected("the connection to the NATS server ended")
         return task.result()
     finally:
         if not task.done():

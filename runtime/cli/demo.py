@@ -78,6 +78,8 @@ async def _demo(plan: Plan, json: bool, keep: bool) -> Outcome:
     try:
         outcome = await (_shown_live if live else _shown_plainly)(show, console)
         kept = keep or bool(faults(outcome))
+        for example in show.ledger.examples():
+            terminal.stderr().print(example, style="red")
         return outcome
     except DefenderError as error:
         if show.stage.folder.name:

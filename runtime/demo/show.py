@@ -224,7 +224,8 @@ class Show:
         if event.get("event") == "chart specs":
             self._specs_sent = event["spec_revision"]
         if event.get("level") == "error" and event.get("event") != "worker died":
-            self._tell(f"the defender logs: {event.get('event')}", is_trouble=True)
+            text = str(event.get("event")).partition("\n")[0]
+            self._tell(f"the defender logs: {text}", once=f"log: {text}", is_trouble=True)
 
     def _tell(self, text: str, *, once: str = "", is_trouble: bool = False) -> None:
         if once and once in self._told:
@@ -292,7 +293,8 @@ class Show:
         took_s = max((ledger.last_seen_ns - ledger.first_sent_ns) / 1e9, 1e-9)
         p50, p99, longest = (round(value, 3) for value in ledger.latency_ms(0.5, 0.99, 1.0))
         broken, broken_rejected = ledger.broken
-        recovery_ms, deviation = observer.outage.recovery_ms, self.book.deviation
+        recovery_ms = observer.outage.recovery_ms
+        deviation = self.book.deviation if self.book.complete else math.inf
         code, leave_s = self._left
         return Outcome(
             reports=ledger.reports,

@@ -155,7 +155,11 @@ def progress_line(show: Show) -> str:
 def summary(outcome: Outcome) -> list[Text]:
     """A show's figures for people, at most 80 columns; what was not so comes last, in red."""
     o = outcome
-    deviation = "not judged" if o.book_deviation is None else f"largest deviation {o.book_deviation:.0e}"
+    deviation = (
+        "not all judged as the book does"
+        if o.book_deviation is None
+        else f"largest deviation {o.book_deviation:.0e}"
+    )
     recovery = (
         "no verdict after it" if o.recovery_ms is None else f"next verdict after {o.recovery_ms:.0f} ms"
     )

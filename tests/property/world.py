@@ -215,7 +215,7 @@ class World:
                 try:
                     self.cache.loaded([self.cache.add(found.chamber, partition)])
                 except CacheFull:
-                    pass
+                    self.arena.partitions[partition] = arenas.PARTLY
             if self.intakes[partition].took(found.seq, found.seq, 0):
                 self.inbox.append(Sample(found.chamber, partition, found.seq, found.time_ns, found.payload))
 
@@ -251,7 +251,8 @@ class World:
             while landing.unstored and messages > 0:
                 messages -= 1
                 acted = True
-                assert self.history.verdicts.store(landing.unstored.popleft()), "a verdict was published twice"
+                new = self.history.verdicts.store(landing.unstored.popleft())
+                assert new, "a verdict was published twice"
         return acted
 
     def land(self) -> bool:
@@ -314,7 +315,8 @@ class World:
 
     def differences(self) -> list[str]:
         """Of the streams from the oracle's."""
-        streams = Streams(self.samples, self.history.verdicts.messages, self.alarms.messages, self.rejected.messages)
+        stored = [stream.messages for stream in (self.history.verdicts, self.alarms, self.rejected)]
+        streams = Streams(self.samples, *stored)
         return Oracle(window=self.window, depth=self.depth, specs=self.specs).compare(streams)
 
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from runtime import log
 from runtime.connection import (
-    BATCH_MESSAGES_MAX,
     Connection,
     Deliver,
     NatsError,
@@ -35,21 +34,17 @@ from runtime.frames import (
     frame_hpub,
     frame_pub,
     frame_stored,
-    frames_batch,
     header,
     status_of,
 )
 from runtime.jetstream import (
     TRANSIENT,
     ApiError,
-    BatchAbandoned,
-    BatchAck,
-    BatchDuplicate,
-    BatchTooLarge,
     Disconnected,
     NoAnswer,
     NotFound,
     PayloadTooLarge,
+    Repeated,
     Reply,
     WrongLastSequence,
 )
@@ -58,13 +53,8 @@ if TYPE_CHECKING:
     from runtime.config import Settings
 
 __all__ = [
-    "BATCH_MESSAGES_MAX",
     "TRANSIENT",
     "ApiError",
-    "BatchAbandoned",
-    "BatchAck",
-    "BatchDuplicate",
-    "BatchTooLarge",
     "Connection",
     "Deliver",
     "Delivery",
@@ -73,6 +63,7 @@ __all__ = [
     "NoAnswer",
     "NotFound",
     "PayloadTooLarge",
+    "Repeated",
     "Reply",
     "WrongLastSequence",
     "backoff_s",
@@ -81,7 +72,6 @@ __all__ = [
     "frame_hpub",
     "frame_pub",
     "frame_stored",
-    "frames_batch",
     "header",
     "status_of",
     "within",

@@ -5,7 +5,7 @@
 - `tap`: messages go to a plain function straight from the parser, no queue, no task, no `Msg`
   (an awaited queue a message costs 30-54 k/s, a direct call 136-238 k/s).
 - `write`: ready-made protocol frames in one call; `frame_pub` and `frame_hpub` make them.
-- `ask`, `call`, `api`, `publish_batch`: replies over one inbox and a table of futures, none a subscription.
+- `ask`, `call`, `api`, `start_all`: replies over one inbox and a table of futures, none a subscription.
 - What was not sent on this connection is never sent on the next one: nats-py keeps it over a reconnect,
   which would let a fenced process publish when the network heals. Here publishing raises `Disconnected`
   meanwhile, what was waiting is dropped, and every open reply fails.
@@ -27,10 +27,8 @@ from typing import Any, Final, TypeVar, cast
 import msgspec
 
 from runtime.errors import DefenderError
-from runtime.frames import Message, frame_hpub, frame_pub, frame_stored, frames_batch, status_of
+from runtime.frames import Message, frame_hpub, frame_pub, frame_stored, status_of
 from runtime.jetstream import (
-    BatchAck,
-    BatchTooLarge,
     Disconnected,
     NoAnswer,
     PayloadTooLarge,
@@ -70,7 +68,6 @@ TOUCHED: Final = (
 )
 """Every private attribute of nats-py's client that is read, written or overridden here."""
 
-BATCH_MESSAGES_MAX: Final = 1000
 CUT_S_MAX: Final = 0.2
 """nats-py waits for the socket to close, which after a failed TLS handshake is never reported."""
 NatsError = nats.errors.Error
@@ -231,34 +228,6 @@ class Connection(nats.aio.client.Client):
         ack = checked_ack(subject, reply)
         return ack.seq, ack.duplicate
 
-    def start_batch(self, messages: list[Message]) -> asyncio.Future[BatchAck]:
-        """Send an atomic batch to one stream; all of it is stored or nothing. The future brings the ack.
-
-        Raises BatchTooLarge over 1000 messages, PayloadTooLarge, Disconnected; the future fails with
-        BatchDuplicate, WrongLastSequence, BatchAbandoned, ServerStorageFull, ApiError or Disconnected.
-        """
-        if len(messages) > BATCH_MESSAGES_MAX:
-            raise BatchTooLarge("publish_batch", 400, 10199, f"{len(messages)} messages, at most 1000")
-        for message in messages:
-            self._require_fits(message[2])
-        token, reply = self._expect()
-        acked: asyncio.Future[BatchAck] = reply.get_loop().create_future()
-
-        def settle(done: asyncio.Future[Reply]) -> None:
-            if acked.done() or done.cancelled():
-                return
-            try:
-                ack = checked_ack(messages[0][0], done.result())
-                acked.set_result(BatchAck(ack.stream, ack.seq, ack.count))
-            except DefenderError as error:
-                acked.set_exception(error)
-
-        reply.add_done_callback(settle)
-        acked.add_done_callback(lambda done: reply.cancel() if done.cancelled() else None)
-        batch = self._inbox[-22:] + token
-        self._write_asked(reply, frames_batch(batch, messages, self._inbox + b"." + token))
-        return acked
-
     def start_all(self, messages: list[Message], *, repeats: bool = False) -> asyncio.Future[None]:
         """Send messages that are acknowledged one by one; the future ends when all of them are stored.
 
@@ -281,10 +250,6 @@ class Connection(nats.aio.client.Client):
         ]
         self._write_asked(stored, b"".join(frames))
         return cast(asyncio.Future[None], stored)
-
-    async def publish_batch(self, messages: list[Message], *, timeout_s: float = 5.0) -> BatchAck:
-        """`start_batch` and wait. Raises its errors and NoAnswer."""
-        return await within(self.start_batch(messages), timeout_s, messages[0][0])
 
     async def cut(self) -> None:
         """End the session at once: what waits to be sent is dropped, not flushed as `close` does."""

@@ -6,7 +6,6 @@ dictionary of headers and joins it line by line.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from random import Random
 from typing import Final, NamedTuple
 
@@ -63,28 +62,6 @@ def frame_hpub(subject: bytes, headers: bytes, payload: bytes, reply: bytes = b"
 def frame_stored(subject: bytes, msg_id: bytes, payload: bytes, reply: bytes = b"") -> bytes:
     """A message with the ID by which its stream drops repeats."""
     return frame_hpub(subject, b"Nats-Msg-Id:%b\r\n" % msg_id, payload, reply)
-
-
-def frames_batch(batch: bytes, messages: Iterable[Message], reply: bytes) -> bytes:
-    """The frames of one atomic batch; the last message commits it and asks for the one reply."""
-    frames: list[bytes] = []
-    pending: Message | None = None
-    number = 0
-    for message in messages:
-        if pending is not None:
-            number += 1
-            frames.append(_frame_batched(batch, number, pending, b"", b""))
-        pending = message
-    assert pending is not None, "an empty batch has nothing to commit"
-    frames.append(_frame_batched(batch, number + 1, pending, reply, b"Nats-Batch-Commit:1\r\n"))
-    return b"".join(frames)
-
-
-def _frame_batched(batch: bytes, number: int, message: Message, reply: bytes, commit: bytes) -> bytes:
-    subject, msg_id, payload = message
-    identity = f"Nats-Msg-Id:{msg_id}\r\n".encode() if msg_id else b""
-    lines = b"Nats-Batch-Id:%b\r\nNats-Batch-Sequence:%d\r\n%b%b" % (batch, number, identity, commit)
-    return frame_hpub(subject.encode(), lines, payload, reply)
 
 
 def backoff_s(attempt: int, first_s: float, most_s: float, random: Random) -> float:

@@ -55,30 +55,12 @@ class WrongLastSequence(ApiError):
     """A compare-and-set lost: another wrote in between."""
 
 
-class BatchDuplicate(ApiError):
-    """A message ID of the batch is stored already: nothing of the batch was stored."""
-
-
-class BatchTooLarge(ApiError):
-    """More messages than the server takes in one atomic batch."""
-
-
-class BatchAbandoned(ApiError):
-    """The server let go of the batch (gap, pause, too many at once): nothing was stored, send it again."""
-
-    temporary: ClassVar[bool] = True
-
-
 _API_ERRORS: Final[dict[int, type[ApiError]]] = {
     10014: NotFound,
     10037: NotFound,
     10059: NotFound,
     10071: WrongLastSequence,
     10164: WrongLastSequence,
-    10176: BatchAbandoned,
-    10199: BatchTooLarge,
-    10201: BatchDuplicate,
-    10210: BatchAbandoned,
 }
 _STORAGE_FULL: Final = frozenset({10002, 10023, 10028, 10047, 10077})
 _JETSTREAM_OFF: Final = frozenset({10039, 10076})
@@ -108,14 +90,6 @@ class Reply(NamedTuple):
         return status_of(self.headers)
 
 
-class BatchAck(msgspec.Struct, frozen=True):
-    """What the server says of a stored batch: the stream, its sequence after the batch, how many messages."""
-
-    stream: str
-    last_seq: int
-    count: int
-
-
 class ApiProblem(msgspec.Struct):
     """The error that an answer carries."""
 
@@ -129,7 +103,6 @@ class PubAck(msgspec.Struct):
 
     stream: str = ""
     seq: int = 0
-    count: int = 1
     duplicate: bool = False
     error: ApiProblem | None = None
 

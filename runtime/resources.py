@@ -1,7 +1,7 @@
 """The streams and buckets of a fleet: made when missing, checked when there.
 
 `wanted` says what each must be; `differences` compares it with what the server has. A difference that
-would break a promise (an expiring ownership record, a stream without atomic batches) is an error that
+would break a promise (an expiring ownership record, verdicts without direct gets) is an error that
 names the setting; what an operator may tune (age, size, replicas, storage) is logged and left alone.
 
 With up to 64 partitions the samples' stream spreads the chambers over the partitions itself; beyond that
@@ -254,7 +254,7 @@ def _verdicts(settings: Settings, shard: int) -> Wanted:
     if names.shards == 1:
         subjects = [f"{names.root}.verdict.*.*"]
     depth = settings.history_depth
-    config = _stream(settings, name, subjects, max_msgs_per_subject=depth, allow_atomic=True)
+    config = _stream(settings, name, subjects, max_msgs_per_subject=depth)
     deeper = f"nats stream edit {name} --max-msgs-per-subject={depth}, or lower HISTORY_DEPTH"
     rules = (
         _at_least("max_msgs_per_subject", depth, deeper),
@@ -268,17 +268,12 @@ def _verdicts(settings: Settings, shard: int) -> Wanted:
 
 
 def _appended(name: str) -> tuple[Rule, ...]:
-    """Streams that we write: a full one must drop its oldest, not refuse; batches are atomic."""
-    return (
-        _same(
-            "allow_atomic", True, f"nats stream edit {name} --allow-batch; it needs nats-server 2.12 or newer"
-        ),
-        _same("discard", "old", f"nats stream edit {name} --discard=old"),
-    )
+    """Streams that we write: a full one must drop its oldest, not refuse."""
+    return (_same("discard", "old", f"nats stream edit {name} --discard=old"),)
 
 
 def _log_stream(settings: Settings, name: str, subject: str, max_age_s: int, setting: str) -> Wanted:
-    config = _stream(settings, name, [subject], max_age=_ns(max_age_s), allow_atomic=True)
+    config = _stream(settings, name, [subject], max_age=_ns(max_age_s))
     return Wanted(f"stream {name}", config, (*_common(settings, name, config, setting), *_appended(name)))
 
 

@@ -34,6 +34,8 @@ from runtime.ownership import Acquired, Owner, Ownership
 from runtime.pool import Pool, WorkerHandle, WorkerState
 from runtime.resources import ensure
 from runtime.ring import Ring
+from runtime.specs import SpecsError
+from runtime.specs import decode as decode_specs
 
 SPECS_KEY: Final = "specs"
 HTTP_LATEST_S: Final = 0.4
@@ -68,6 +70,7 @@ class Supervisor:
         self._ownership: Ownership | None = None
         self._lease: Lease | None = None
         self._partitions: list[int] = []
+        self._spec_revision: int | None = None
         self._epoch_changes = 0
         self._renewals = 0
         self._stop = asyncio.Event()
@@ -211,9 +214,19 @@ class Supervisor:
             self._log.info("ready", rebuilt_reports=reports, since_start_ms=_since_start_ms())
 
     def _on_specs(self, entry: Entry) -> None:
-        if entry.key == SPECS_KEY and self._pool is not None:
-            self._log.info("chart specs", spec_revision=entry.revision)
-            self._pool.use_specs(pipes.Specs(entry.revision, entry.value or b""))
+        if entry.key != SPECS_KEY or self._pool is None:
+            return
+        try:
+            if entry.value is not None:
+                decode_specs(entry.value, self._settings.window)
+        except SpecsError as error:
+            self._log.error("chart specs refused", spec_revision=entry.revision, cause=str(error))
+            if self._spec_revision is None:
+                self._fail(error)  # by the built-in specs, charts would lose what they rest on
+            return
+        self._spec_revision = entry.revision
+        self._log.info("chart specs", spec_revision=entry.revision)
+        self._pool.use_specs(pipes.Specs(entry.revision, entry.value or b""))
 
     # --- the lease ------------------------------------------------------------------------------
 

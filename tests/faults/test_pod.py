@@ -7,8 +7,8 @@ import time
 
 import msgspec
 from fleet import settings_for, until
-from load import Fleet, fleet
-from pods import Pod, another, brisk, is_alive
+from tests.load import Fleet, fleet
+from tests.pods import Pod, another, brisk, is_alive
 
 from runtime.embedded import NatsServer
 from runtime.errors import Fenced

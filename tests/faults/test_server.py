@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 
 from fleet import settings_for, until
-from load import fleet
-from pods import Pod, brisk
+from tests.load import fleet
+from tests.pods import Pod, brisk
 
 from runtime.embedded import NatsServer
 

@@ -6,8 +6,8 @@ import random
 import signal
 
 from fleet import settings_for, until
-from load import fleet
-from pods import Pod, brisk, is_alive
+from tests.load import fleet
+from tests.pods import Pod, brisk, is_alive
 
 from runtime.embedded import NatsServer
 from runtime.errors import CrashLoop

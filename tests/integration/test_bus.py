@@ -22,13 +22,12 @@ from runtime import bus
 from runtime import connection as connection_module
 from runtime.bus import (
     ApiError,
-    BatchDuplicate,
-    BatchTooLarge,
     Connection,
     Disconnected,
     NoAnswer,
     NotFound,
     PayloadTooLarge,
+    Repeated,
     WrongLastSequence,
     connect,
     frame_pub,
@@ -42,7 +41,7 @@ from runtime.errors import CredentialsRefused, JetStreamOff, ServerUnreachable, 
 
 
 async def make_stream(connection: Connection, name: str, **more: object) -> None:
-    config = {"name": name, "subjects": [f"{name}.>"], "storage": "file", "allow_atomic": True, **more}
+    config = {"name": name, "subjects": [f"{name}.>"], "storage": "file", **more}
     await connection.api(f"STREAM.CREATE.{name}", config)
 
 
@@ -188,46 +187,40 @@ async def test_cutting_a_session_drops_what_waits(own_server: NatsServer) -> Non
         assert await messages_of(other, "H") == 0
 
 
-async def test_a_batch_is_stored_whole_and_acknowledged_once(settings: Settings) -> None:
+async def test_messages_sent_together_are_all_stored_when_their_future_ends(settings: Settings) -> None:
     async with connected(settings) as connection:
         await make_stream(connection, "I")
-        ack = await connection.publish_batch([(f"I.{i % 7}", f"id-{i}", b"x" * i) for i in range(500)])
-        assert (ack.stream, ack.last_seq, ack.count) == ("I", 500, 500)
-        one = await connection.publish_batch([("I.1", "", b"alone")])
-        assert (one.last_seq, one.count) == (501, 1)
-
-
-async def test_several_batches_are_in_flight_at_once(settings: Settings) -> None:
-    async with connected(settings) as connection:
-        await make_stream(connection, "J")
-        batches = [
-            connection.start_batch([("J.1", f"{number}-{i}", b"x") for i in range(100)])
+        sent = [
+            connection.start_all([(f"I.{i % 7}", f"{number}-{i}", b"x" * i) for i in range(100)])
             for number in range(8)
         ]
-        assert not any(batch.done() for batch in batches)
-        acks = [await within(batch, 5, "J") for batch in batches]
-        assert sum(ack.count for ack in acks) == await messages_of(connection, "J") == 800
+        assert not any(one.done() for one in sent)
+        for one in sent:
+            await within(one, 5, "I")
+        assert await messages_of(connection, "I") == 800
 
 
-async def test_a_batch_with_a_known_message_id_stores_nothing(settings: Settings) -> None:
+async def test_a_message_that_the_stream_has_already_is_told_or_allowed(settings: Settings) -> None:
     async with connected(settings) as connection:
         await make_stream(connection, "K")
-        await connection.publish_batch([("K.1", "a", b""), ("K.1", "b", b"")])
-        with pytest.raises(BatchDuplicate) as refused:
-            await connection.publish_batch([("K.1", "c", b""), ("K.1", "b", b"")])
-        assert not refused.value.temporary
-        assert await messages_of(connection, "K") == 2
+        await connection.start_all([("K.1", "a", b""), ("K.1", "b", b"")])
+        with pytest.raises(Repeated) as refused:
+            await within(connection.start_all([("K.1", "c", b""), ("K.1", "b", b"")]), 5, "K")
+        assert refused.value.temporary
+        await within(connection.start_all([("K.1", "b", b""), ("K.1", "d", b"")], repeats=True), 5, "K")
+        assert await messages_of(connection, "K") == 4
 
 
-async def test_a_batch_above_the_servers_limits_is_refused_before_it_is_sent(settings: Settings) -> None:
+async def test_one_refused_message_fails_all_that_were_sent_with_it(settings: Settings) -> None:
     async with connected(settings) as connection:
-        await make_stream(connection, "L")
-        with pytest.raises(BatchTooLarge):
-            connection.start_batch([("L.1", str(i), b"") for i in range(1001)])
+        await make_stream(connection, "L", max_msg_size=100)
+        with pytest.raises(ApiError):
+            await within(connection.start_all([("L.1", "a", b"x"), ("L.1", "b", bytes(500))]), 5, "L")
+        with pytest.raises(JetStreamOff, match="no stream"):
+            await within(connection.start_all([("nowhere.1", "a", b"x")]), 5, "nowhere")
         with pytest.raises(PayloadTooLarge, match="max_payload"):
-            connection.start_batch([("L.1", "a", bytes(2_000_000))])
-        ack = await connection.publish_batch([("L.1", str(i), b"") for i in range(1000)])
-        assert ack.count == 1000
+            connection.start_all([("L.1", "a", bytes(2_000_000))])
+        assert connection._replies == {}
 
 
 async def test_a_lost_comparison_is_an_error_of_its_own(settings: Settings) -> None:

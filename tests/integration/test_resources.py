@@ -100,7 +100,7 @@ async def test_a_missing_or_other_account_mapping_is_an_error_that_shows_the_rig
         ("stream_verdicts", {"discard": "new"}, "discard"),
         ("stream_samples", {"duplicate_window": 60 * 10**9}, "DUPLICATE_WINDOW_S"),
         ("stream_samples", {"subjects": ["other.>"], "subject_transform": None}, "PARTITIONS"),
-        ("stream_alarms", {"allow_atomic": False}, "allow_atomic"),
+        ("stream_alarms", {"discard": "new"}, "discard"),
         ("nats_kv_stable_ids", {"max_age": 300 * 10**9}, "LEASE_TTL_S"),
         ("nats_kv_assignments", {"max_age": 3600 * 10**9}, "NATS_KV_ASSIGNMENTS"),
     ],

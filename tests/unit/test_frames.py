@@ -12,7 +12,6 @@ from runtime.frames import (
     frame_hpub,
     frame_pub,
     frame_stored,
-    frames_batch,
     header,
     status_of,
 )
@@ -23,15 +22,6 @@ def test_a_frame_counts_its_bytes() -> None:
     assert frame_pub(b"a.b", b"", b"r.1") == b"PUB a.b r.1 0\r\n\r\n"
     assert frame_hpub(b"a", b"K:v\r\n", b"xyz") == b"HPUB a  17 20\r\nNATS/1.0\r\nK:v\r\n\r\nxyz\r\n"
     assert b"Nats-Msg-Id:7\r\n" in frame_stored(b"a", b"7", b"")
-
-
-def test_only_the_last_message_of_a_batch_commits_and_asks_for_a_reply() -> None:
-    frames = frames_batch(b"B", [("s.1", "i1", b"x"), ("s.2", "", b"y"), ("s.3", "i3", b"z")], b"inbox")
-    assert frames.count(b"HPUB ") == frames.count(b"Nats-Batch-Id:B\r\n") == 3
-    assert [frames.count(b"Nats-Batch-Sequence:%d\r\n" % number) for number in (1, 2, 3)] == [1, 1, 1]
-    assert frames.count(b"Nats-Batch-Commit:1\r\n") == frames.count(b"inbox") == 1
-    assert frames.index(b"HPUB s.3 inbox ") < frames.index(b"Nats-Batch-Commit")
-    assert frames.count(b"Nats-Msg-Id") == 2
 
 
 def test_headers_are_found_by_their_whole_name() -> None:

@@ -7,9 +7,6 @@ import pytest
 from runtime.errors import DefenderError, JetStreamOff, ServerStorageFull
 from runtime.jetstream import (
     ApiError,
-    BatchAbandoned,
-    BatchDuplicate,
-    BatchTooLarge,
     NotFound,
     Reply,
     WrongLastSequence,
@@ -32,10 +29,6 @@ from runtime.jetstream import (
         (10037, NotFound, False),
         (10059, NotFound, False),
         (10071, WrongLastSequence, False),
-        (10176, BatchAbandoned, True),
-        (10210, BatchAbandoned, True),
-        (10199, BatchTooLarge, False),
-        (10201, BatchDuplicate, False),
         (10003, ApiError, False),
     ],
 )
@@ -49,7 +42,7 @@ def test_an_error_code_has_its_class(err_code: int, error: type[DefenderError], 
 def test_an_answer_without_an_error_is_passed_on() -> None:
     assert checked_answer("INFO", Reply(b'{"streams": 3}', None)) == {"streams": 3}
     ack = checked_ack("s", Reply(b'{"stream":"S","seq":7,"count":2}', None))
-    assert (ack.stream, ack.seq, ack.count, ack.duplicate) == ("S", 7, 2, False)
+    assert (ack.stream, ack.seq, ack.duplicate) == ("S", 7, False)
 
 
 def test_no_responder_is_a_server_without_jetstream() -> None:

@@ -20,7 +20,7 @@ from runtime import arena as arenas
 from runtime.arena import Arena
 from runtime.names import Names
 from runtime.specs import Specs
-from runtime.wire import decode_names, msgpack_encoder, names_problems
+from runtime.wire import CHARTS_MAX, decode_names, msgpack_encoder, names_problems
 
 CHART_LISTS_MAX: Final = 64
 """Chart lists remembered a chamber; a chamber has one or a few (one a recipe)."""
@@ -124,16 +124,19 @@ class Cache:
         """Whether one chamber more with so many charts fits without an eviction."""
         return bool(self._free_rows) and len(self._free_slots) >= slots
 
-    def resolve(self, chamber: Chamber, raw: bytes, *, json: bool, evict: bool = True) -> ChartList | None:
-        """The chart list that the bytes *raw* of a report name; None when a name in it cannot be.
+    def resolve(
+        self, chamber: Chamber, raw: bytes, *, length: int, json: bool, evict: bool = True
+    ) -> ChartList | None:
+        """The chart list that the bytes *raw* of a report name.
 
-        Raises msgspec.MsgspecError for bytes that are no list of strings, CacheFull when there is no room
-        (without *evict*: no room that is free).
+        None when a name in it cannot be, or it is not of *length* (1 to 4096): a report that will be
+        rejected must not take slots from others. Raises msgspec.MsgspecError for bytes that are no
+        list of strings, CacheFull when there is no room (without *evict*: none that is free).
         """
         found = chamber.lists.get(raw)
         if found is None:
             names = decode_names(raw, json=json)
-            if names_problems(names):
+            if len(names) != length or not 0 < length <= CHARTS_MAX or names_problems(names):
                 return None
             found = self.resolve_names(chamber, names, evict=evict)
             if len(chamber.lists) >= CHART_LISTS_MAX:

@@ -94,7 +94,7 @@ def examine(sample: Sample, limits: Limits) -> Examined:
     examined = Examined(at_ns=sample.received_ns)
     problem = _examine_header(report, sample, limits, examined)
     if problem is None:
-        look = _examine_reset if "reset" in report else _examine_samples
+        look = _examine_samples if report.get("reset") is None else _examine_reset
         problem = look(report, examined)
     if problem is not None:
         return Examined(problems=[*examined.problems, problem])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Final, NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -21,6 +22,12 @@ class NoAnswer(DefenderError):
     """The server did not reply in time. What was asked may or may not have happened."""
 
     exit_code: ClassVar[int] = 69
+    temporary: ClassVar[bool] = True
+
+
+class UnexpectedAnswer(DefenderError):
+    """The server answered, but not as it should; in a new session it is asked again."""
+
     temporary: ClassVar[bool] = True
 
 
@@ -62,6 +69,8 @@ _API_ERRORS: Final[dict[int, type[ApiError]]] = {
     10071: WrongLastSequence,
     10164: WrongLastSequence,
 }
+SUBJECTS_A_REQUEST: Final = 256
+"""Of a direct get of last messages; the server's limit is 1024 replies."""
 _STORAGE_FULL: Final = frozenset({10002, 10023, 10028, 10047, 10077})
 _JETSTREAM_OFF: Final = frozenset({10039, 10076})
 
@@ -135,3 +144,27 @@ def checked_answer(what: str, reply: Reply) -> dict[str, Any]:
         problem = msgspec.convert(answer["error"], ApiProblem)
         raise api_error(what, problem.code, problem.err_code, problem.description)
     return answer
+
+
+class CallsSeveral(Protocol):
+    """The part of a connection that `last_messages` needs."""
+
+    async def call_several(
+        self, subject: str, payload: bytes = b"", *, timeout_s: float = 5.0
+    ) -> list[Reply]: ...
+
+
+async def last_messages(
+    connection: CallsSeveral, stream: str, subjects: Sequence[str], timeout_s: float
+) -> list[bytes]:
+    """The payload of the last message of each of *subjects* that has one, in no order."""
+    payloads: list[bytes] = []
+    for first in range(0, len(subjects), SUBJECTS_A_REQUEST):
+        request = {"multi_last": subjects[first : first + SUBJECTS_A_REQUEST]}
+        *replies, end = await connection.call_several(
+            f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(request), timeout_s=timeout_s
+        )
+        if end.status not in (b"204", b"404"):
+            raise UnexpectedAnswer(f"{stream}: a get of last messages ended with status {end.status!r}")
+        payloads.extend(reply.payload for reply in replies)
+    return payloads

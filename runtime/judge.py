@@ -181,12 +181,10 @@ class Judge:
             well_formed = self._decode_well_formed(sample, chamber)
             if well_formed is not None:
                 incoming, charts = well_formed
-                n = len(charts.slots)
-                if n == len(incoming.counts) == len(incoming.units) and 0 < n <= wire.CHARTS_MAX:
-                    if len(work.counts) + n > room:
-                        return False
-                    work.add(sample, chamber, charts, incoming)
-                    return True
+                if len(work.counts) + len(charts.slots) > room:
+                    return False
+                work.add(sample, chamber, charts, incoming)
+                return True
             known = examined[sample.key] = examine(sample, self.limits)
         return self._take_examined(sample, chamber, known, batch, work, room)
 
@@ -196,13 +194,16 @@ class Judge:
             incoming = wire.decode_incoming(sample.payload)
             if incoming.reset is not None or header_problem(incoming, sample, self.limits) is not None:
                 return None
-            raw = bytes(incoming.charts)
+            raw, length = bytes(incoming.charts), len(incoming.counts)
+            if len(incoming.units) != length:
+                return None
             charts = chamber.lists.get(raw)
             if charts is None or charts.revision != self._revision:
-                charts = self.cache.resolve(chamber, raw, json=wire.is_json(sample.payload))
+                as_json = wire.is_json(sample.payload)
+                charts = self.cache.resolve(chamber, raw, length=length, json=as_json)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
-        return (incoming, charts) if charts is not None else None
+        return (incoming, charts) if charts is not None and len(charts.slots) == length else None
 
     def _take_examined(
         self, sample: Sample, chamber: Chamber, known: Examined, batch: Batch, work: _Work, room: int

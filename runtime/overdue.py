@@ -14,7 +14,7 @@ from runtime.connection import Connection
 from runtime.examine import Limits, examine
 from runtime.frames import Message
 from runtime.history import History
-from runtime.history.jetstream import last_messages
+from runtime.jetstream import last_messages
 from runtime.judge import Rejection, Sample, message_id, rejection
 from runtime.names import Names
 from runtime.wire import decode_alarm, encode_alarm

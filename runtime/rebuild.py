@@ -95,8 +95,10 @@ class _Columns:
 
     def add(self, cache: Cache, chamber: Chamber, row: StoredVerdict, *, evict: bool) -> None:
         if row.reset is None:
-            charts = cache.resolve(chamber, bytes(row.charts), json=False, evict=evict)
-            assert charts is not None, "only possible names were ever judged"
+            charts = cache.resolve(
+                chamber, bytes(row.charts), length=len(row.counts), json=False, evict=evict
+            )
+            assert charts is not None, f"verdict {row.seq} of {row.chamber} is ragged"
         else:
             charts = cache.resolve_reset(chamber, decode_names(bytes(row.charts), json=False))
         n = len(charts.slots)

@@ -23,7 +23,8 @@ from msgspec import Meta, Raw, Struct
 from runtime.names import name_problem
 
 SCHEMA_VERSION: Final = 1
-COUNT_MAX: Final = 2**53
+COUNT_MAX: Final = 2**53 - 1
+"""The largest count that no other whole number becomes when it is read as a float64."""
 UNITS_MIN: Final = 2.0**-20
 UNITS_MAX: Final = 2.0**40
 """Bounds of the units: between them every float64 sum of a window is exact in 128 bits of fixed point."""
@@ -298,7 +299,7 @@ def sample_problem(index: int, chart: str, count: object, units: object) -> Prob
     if count != math.floor(count):
         return Problem(Reason.COUNT_FRACTIONAL, f"{here}: count {count!r} is not a whole number", index)
     if count > COUNT_MAX:
-        return Problem(Reason.COUNT_TOO_LARGE, f"{here}: count {count!r} is above 2^53", index)
+        return Problem(Reason.COUNT_TOO_LARGE, f"{here}: count {count!r} is above 2^53 - 1", index)
     if units <= 0:
         return Problem(Reason.UNITS_NOT_POSITIVE, f"{here}: units {units!r} must be above 0", index)
     if not UNITS_MIN <= units <= UNITS_MAX:

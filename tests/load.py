@@ -11,7 +11,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +21,7 @@ from fleet import connected, until
 
 from runtime import specs as chart_specs
 from runtime.bucket import Bucket
-from runtime.bus import Connection, Reply, delivery_of
+from runtime.bus import Connection, Reply, delivery_of, frame_pub
 from runtime.config import Settings
 from runtime.errors import DefenderError
 from runtime.jetstream import TRANSIENT, checked_ack
@@ -160,11 +160,16 @@ class Fleet:
         print(f"seed {seed}")
         return Publisher(self.connection, self.settings, seed=seed, **options)
 
-    async def publish(self, chamber: str, report: Any, *, encode: Any = msgspec.json.encode) -> int:
-        """Stores one report (bytes as they are, anything else encoded); its sequence."""
-        payload = report if isinstance(report, bytes) else encode(report)
-        seq, _ = await self.connection.store(self.settings.names.sample(chamber), payload)
-        return seq
+    async def publish(self, messages: Iterable[tuple[bytes, bytes]]) -> list[int]:
+        """Stores (chamber, payload) in this order, in one go; their sequences."""
+        inbox, replies = self.connection.inbox(), list[bytes]()
+        sid = await self.connection.tap(inbox.decode(), lambda *message: replies.append(message[2]))
+        prefix = self.settings.names.sample("").encode()
+        frames = [frame_pub(prefix + chamber, payload, inbox) for chamber, payload in messages]
+        self.connection.write(b"".join(frames))
+        await until(lambda: len(replies) == len(frames), what="every report is stored")
+        await self.connection.untap(sid)
+        return [int(msgspec.json.decode(reply)["seq"]) for reply in replies]
 
     async def messages(self, stream: str) -> int:
         answer = await self.connection.api(f"STREAM.INFO.{stream}")
@@ -240,7 +245,8 @@ async def read_stream(connection: Connection, stream: str) -> list[Stored]:
 
     def deliver(subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
         at = delivery_of(reply)
-        found.append(Stored(stream, at.seq, subject.decode(), payload, parsed(headers), at.time_ns))
+        name = subject.decode("utf-8", "surrogateescape")
+        found.append(Stored(stream, at.seq, name, payload, parsed(headers), at.time_ns))
 
     inbox = connection.inbox().decode()
     sid = await connection.tap(inbox, deliver)

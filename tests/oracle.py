@@ -17,7 +17,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from runtime.specs import basis as basis_of
 from tests.kernels.oracle import Chart, Spec
 
 DAY_NS = 86_400 * 10**9
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Stored(NamedTuple):
@@ -67,6 +68,7 @@ class Looked:
     reset: str | None = None
     reset_charts: list[str] | None = None
     run: str = ""
+    at_ns: int = 0
     reasons: list[str] = field(default_factory=list)
 
     @property
@@ -94,7 +96,8 @@ def look(message: Stored, bytes_max: int = 262_144) -> Looked:
     if len(payload) > bytes_max:
         return Looked(reasons=["too_large"])
     try:
-        decode = msgspec.json.decode if payload[:1] in b"{ \t\r\n" and payload else msgspec.msgpack.decode
+        is_json = payload[:1] != b"" and payload[:1] in b"{ \t\r\n"
+        decode = msgspec.json.decode if is_json else msgspec.msgpack.decode
         report = decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return Looked(reasons=["undecodable"])
@@ -103,10 +106,11 @@ def look(message: Stored, bytes_max: int = 262_144) -> Looked:
     wrong = _header_reason(report, message)
     if wrong is not None:
         return Looked(reasons=[wrong])
-    looked = Looked(run=report.get("run") or "")
-    whole = _look_reset(report, looked) if "reset" in report else _look_samples(report, looked)
-    if whole is not None:
-        return Looked(reasons=[*looked.reasons, whole])
+    looked = Looked(run=report.get("run") or "", at_ns=_at_ns(report.get("at"), message.time_ns))
+    whole = _look_samples if report.get("reset") is None else _look_reset
+    wrong = whole(report, looked)
+    if wrong is not None:
+        return Looked(reasons=[*looked.reasons, wrong])
     return looked
 
 
@@ -114,27 +118,29 @@ def _header_reason(report: dict[Any, Any], message: Stored) -> str | None:
     for name in ("run", "chamber", "reset"):
         if report.get(name) is not None and not isinstance(report[name], str):
             return "wrong_type"
-    at = report.get("at")
-    if isinstance(at, str):
-        try:
-            at = datetime.fromisoformat(at)
-        except ValueError:
-            return "wrong_type"
-    if isinstance(at, datetime):
-        if at.tzinfo is None:
-            return "wrong_type"
-        at_ns: int | None = int(at.timestamp() * 1e6) * 1000
-    elif at is None or (isinstance(at, int) and not isinstance(at, bool)):
-        at_ns = at
-    else:
+    try:
+        at_ns = _at_ns(report.get("at"), message.time_ns)
+    except (TypeError, ValueError):
         return "wrong_type"
     if report.get("chamber") is not None and report["chamber"] != message.chamber:
         return "chamber_mismatch"
     if len(report.get("run") or "") > 256:
         return "run_name"
-    if at_ns is not None and not -31 * DAY_NS <= at_ns - message.time_ns <= 3600 * 10**9:
+    if not -31 * DAY_NS <= at_ns - message.time_ns <= 3600 * 10**9:
         return "time_far_off"
     return None
+
+
+def _at_ns(at: Any, received_ns: int) -> int:
+    """Nanoseconds since 1970 of what a report gives as its time. Raises TypeError, ValueError."""
+    if at is None:
+        return received_ns
+    if type(at) is int:
+        return at
+    moment = at if isinstance(at, datetime) else datetime.fromisoformat(at)
+    if moment.tzinfo is None:
+        raise ValueError("no offset")
+    return (moment - EPOCH) // timedelta(microseconds=1) * 1000
 
 
 def _look_names(charts: object, looked: Looked) -> list[tuple[int, str]] | str:
@@ -208,7 +214,7 @@ def _sample_reason(count: Any, units: Any) -> str | None:
         return "count_negative"
     if count != math.floor(count):
         return "count_fractional"
-    if count > 2**53:
+    if count >= 2**53:
         return "count_too_large"
     if units <= 0:
         return "units_not_positive"
@@ -319,6 +325,8 @@ def differences(
         wrong.append(f"ordinal {verdict['ordinal']}, expected {ordinal}")
     if verdict.get("run", "") != looked.run:
         wrong.append(f"run {verdict.get('run')!r}, expected {looked.run!r}")
+    if verdict.get("at", 0) != looked.at_ns:
+        wrong.append(f"at {verdict.get('at')}, expected {looked.at_ns}")
     if verdict.get("reset") != looked.reset:
         wrong.append(f"reset {verdict.get('reset')!r}, expected {looked.reset!r}")
     charts = verdict.get("charts", [])

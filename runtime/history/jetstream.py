@@ -13,24 +13,15 @@ from typing import Final
 import msgspec
 
 from runtime.connection import Connection
-from runtime.errors import DefenderError
 from runtime.frames import Message, frame_pub, header, pull_left, status_of
 from runtime.history import Take
-from runtime.jetstream import NoAnswer
+from runtime.jetstream import NoAnswer, UnexpectedAnswer, last_messages
 from runtime.names import Names
 from runtime.wire import StoredVerdict, Verdict, decode_stored, decode_verdict
 
 PULL_MESSAGES: Final = 512
 PULL_BYTES: Final = 4_000_000
 """Of one pull; two overlap, so at most 8 MB of one partition are under way."""
-SUBJECTS_A_REQUEST: Final = 256
-"""Of a direct get of last messages; the server's limit is 1024 replies."""
-
-
-class HistoryBroken(DefenderError):
-    """The history did not answer as it should; what was asked is tried again in a new session."""
-
-    temporary = True
 
 
 class JetStreamHistory:
@@ -101,7 +92,7 @@ class JetStreamHistory:
             if end.status == b"404":
                 return messages
             if end.status != b"204" or not replies:
-                raise HistoryBroken(f"{stream}: direct get of {subject} ended with status {end.status!r}")
+                raise UnexpectedAnswer(f"{stream}: direct get of {subject} ended with status {end.status!r}")
             messages.extend(reply.payload for reply in replies)
             if int(header(end.headers, b"Nats-Num-Pending") or 0) == 0:
                 return messages
@@ -118,22 +109,6 @@ class JetStreamHistory:
                 verdict = decode_stored(message)
                 last[verdict.chamber] = verdict.seq
         return last
-
-
-async def last_messages(
-    connection: Connection, stream: str, subjects: Sequence[str], timeout_s: float
-) -> list[bytes]:
-    """The payload of the last message of each of *subjects* that has one, in no order."""
-    payloads: list[bytes] = []
-    for first in range(0, len(subjects), SUBJECTS_A_REQUEST):
-        request = {"multi_last": subjects[first : first + SUBJECTS_A_REQUEST]}
-        *replies, end = await connection.call_several(
-            f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(request), timeout_s=timeout_s
-        )
-        if end.status not in (b"204", b"404"):
-            raise HistoryBroken(f"{stream}: direct get of last messages ended with status {end.status!r}")
-        payloads.extend(reply.payload for reply in replies)
-    return payloads
 
 
 class _Reader:
@@ -168,7 +143,7 @@ class _Reader:
             except TimeoutError:
                 raise NoAnswer(f"the history sent nothing for {timeout_s:g} s") from None
         if self._broken:
-            raise HistoryBroken(f"a pull of the history ended with {self._broken.decode()!r}")
+            raise UnexpectedAnswer(f"a pull of the history ended with {self._broken.decode()!r}")
         rows, self._rows = self._rows, []
         return rows
 

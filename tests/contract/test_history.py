@@ -1,0 +1,206 @@
+"""What every history keeps: the promises of `runtime.history.History`, for each store."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import NamedTuple, Protocol
+
+import msgspec
+import pytest
+from fleet import connected, settings_for
+
+from runtime.bus import within
+from runtime.embedded import NatsServer
+from runtime.frames import Message
+from runtime.history import History
+from runtime.history.jetstream import JetStreamHistory
+from runtime.names import Names
+from runtime.resources import ensure
+from runtime.wire import StoredVerdict, Verdict
+from tests.memory_history import MemoryHistory
+
+DEPTH = 16
+PARTITIONS = 4
+
+
+class Store(NamedTuple):
+    """A history, and how its verdicts get into it: published, then appended."""
+
+    history: History
+    names: Names
+    publish: Callable[[Sequence[Message]], object]
+
+
+class Opened(Protocol):
+    def __call__(self) -> AbstractAsyncContextManager[Store]: ...
+
+
+@pytest.fixture(params=["memory", "jetstream"])
+def opened(request: pytest.FixtureRequest) -> Opened:
+    """Opens an empty store of each kind."""
+
+    @asynccontextmanager
+    async def memory() -> AsyncIterator[Store]:
+        names = Names(partitions=PARTITIONS)
+        history = MemoryHistory(names, DEPTH)
+
+        async def publish(messages: Sequence[Message]) -> None:
+            for message in messages:
+                history.verdicts.store(message)
+            await history.append(messages)
+
+        yield Store(history, names, publish)
+
+    @asynccontextmanager
+    async def jetstream() -> AsyncIterator[Store]:
+        server: NatsServer = request.getfixturevalue("nats_server")
+        settings = settings_for(server, history_depth=DEPTH, window=DEPTH, partitions=PARTITIONS)
+        async with connected(settings) as connection:
+            await ensure(connection, settings)
+            history = JetStreamHistory(connection, settings.names, DEPTH, 5.0)
+
+            async def publish(messages: Sequence[Message]) -> None:
+                await within(connection.start_all(list(messages), repeats=True), 20.0, "publishing")
+                await history.append(messages)
+
+            yield Store(history, settings.names, publish)
+
+    return {"memory": memory, "jetstream": jetstream}[request.param]
+
+
+def verdict(names: Names, chamber: str, seq: int, **fields: object) -> Message:
+    """A verdict's message; its ordinal is its sequence."""
+    made = Verdict(chamber=chamber, seq=seq, ordinal=seq, epoch=1, spec=3, **fields)  # type: ignore[arg-type]
+    subject = names.verdict(names.partition_of(chamber), chamber)
+    return subject, f"{chamber}:{seq}", msgspec.msgpack.encode(made)
+
+
+def chambers_of(names: Names, partition: int, count: int) -> list[str]:
+    found = (f"C{n}" for n in range(10_000))
+    return [name for name, _ in zip((n for n in found if names.partition_of(n) == partition), range(count), strict=False)]
+
+
+async def rows_of(store: Store, partition: int) -> list[StoredVerdict]:
+    rows: list[StoredVerdict] = []
+
+    def take(some: list[StoredVerdict]) -> bool:
+        rows.extend(some)
+        return True
+
+    assert await store.history.load_partition(partition, take) == len(rows)
+    return rows
+
+
+async def test_a_chamber_is_its_last_d_reports_oldest_first(opened: Opened) -> None:
+    """Of more than D reports the oldest are gone."""
+    async with opened() as store:
+        await store.publish([verdict(store.names, "C1", seq) for seq in range(1, DEPTH + 6)])
+        rows = await store.history.load_chamber(store.names.partition_of("C1"), "C1")
+        assert [row.seq for row in rows] == list(range(6, DEPTH + 6))
+        assert [row.ordinal for row in rows] == list(range(6, DEPTH + 6))
+
+
+async def test_a_chamber_that_was_never_judged_has_no_reports(opened: Opened) -> None:
+    """Nothing to read is no error."""
+    async with opened() as store:
+        assert await store.history.load_chamber(1, "nobody") == []
+        assert await rows_of(store, 1) == []
+
+
+async def test_a_partition_gives_each_of_its_chambers_oldest_first_and_no_other(opened: Opened) -> None:
+    """Chambers may be mixed; each one's reports are in order."""
+    async with opened() as store:
+        names = store.names
+        ours, others = chambers_of(names, 2, 5), chambers_of(names, 3, 3)
+        await store.publish([verdict(names, name, seq) for seq in range(1, DEPTH + 3) for name in [*ours, *others]])
+        rows = await rows_of(store, 2)
+        assert {row.chamber for row in rows} == set(ours)
+        for name in ours:
+            assert [row.seq for row in rows if row.chamber == name] == list(range(3, DEPTH + 3))
+
+
+async def test_a_large_partition_is_read_whole(opened: Opened) -> None:
+    """More messages than one pull asks for, and more bytes than one may bring."""
+    async with opened() as store:
+        names = store.names
+        ours = chambers_of(names, 0, 50)
+        wide: dict[str, object] = {"charts": [f"chart-{i}" for i in range(400)], "units": [1.0] * 400}
+        messages = [verdict(names, name, seq, **wide) for seq in range(1, 15) for name in ours]
+        await store.publish(messages)
+        rows = await rows_of(store, 0)
+        assert len(rows) == 700
+        assert sum(len(message[2]) for message in messages) > 4_500_000
+        for name in ours:
+            assert [row.seq for row in rows if row.chamber == name] == list(range(1, 15))
+
+
+async def test_reading_a_partition_ends_when_no_more_is_taken(opened: Opened) -> None:
+    """A full cache takes no further rows; the store can be read again afterwards."""
+    async with opened() as store:
+        names = store.names
+        ours = chambers_of(names, 0, 60)
+        await store.publish([verdict(names, name, seq) for seq in range(1, 12) for name in ours])
+        calls: list[int] = []
+
+        def take(some: list[StoredVerdict]) -> bool:
+            calls.append(len(some))
+            return False
+
+        assert await store.history.load_partition(0, take) == sum(calls)
+        assert len(calls) == 1
+        assert len(await rows_of(store, 0)) == 660
+
+
+async def test_storing_a_verdict_again_changes_nothing(opened: Opened) -> None:
+    """As after a failure between the verdict and its acknowledgement."""
+    async with opened() as store:
+        messages = [verdict(store.names, "C1", seq) for seq in (1, 2, 3)]
+        await store.publish(messages)
+        await store.publish(messages[1:])
+        rows = await store.history.load_chamber(store.names.partition_of("C1"), "C1")
+        assert [row.seq for row in rows] == [1, 2, 3]
+
+
+async def test_the_last_sequence_of_each_chamber_is_known_and_0_without_one(opened: Opened) -> None:
+    """Of more chambers than one request asks for."""
+    async with opened() as store:
+        names = store.names
+        many = {f"C{n}": names.partition_of(f"C{n}") for n in range(600)}
+        await store.publish([verdict(names, name, 7 + n) for n, name in enumerate(many)])
+        await store.publish([verdict(names, "C5", 9000)])
+        asked = {**many, "nobody": 1}
+        last = await store.history.last_sequences(asked)
+        assert last == {**{f"C{n}": 7 + n for n in range(600)}, "C5": 9000, "nobody": 0}
+        assert await store.history.last_sequences({}) == {}
+
+
+async def test_verdicts_of_samples_come_back_whole_as_far_as_they_are_kept(opened: Opened) -> None:
+    """All fields, the limits too; samples that the depth has pushed out are not there."""
+    async with opened() as store:
+        names = store.names
+        judged = dict(charts=["a"], counts=[3], units=[0.1], u=[30.0], centre=[1 / 3], lcl=[0.0], ucl=[2.0],
+                      flags=[1], phase=[2], basis=[5], stage=[1], run="R", at=77, position=2)  # fmt: skip
+        await store.publish([verdict(names, "C1", seq, **judged) for seq in range(1, DEPTH + 3)])
+        found = await store.history.verdicts_of(names.partition_of("C1"), "C1", [2, 5, 9, 999])
+        assert [one.seq for one in found] == [5, 9]
+        assert found[0] == Verdict(chamber="C1", seq=5, ordinal=5, epoch=1, spec=3, **judged)
+
+
+async def test_what_a_rebuild_needs_comes_back_bit_by_bit(opened: Opened) -> None:
+    """Resets, charts without limits yet, and every bit of a frozen centre."""
+    async with opened() as store:
+        names = store.names
+        centre = 0.1 + 0.2
+        await store.publish(
+            [
+                verdict(names, "C1", 1, charts=["a", "b"], counts=[3, 0], units=[1 / 3, 2.0], flags=[0, 0],
+                        centre=[None, centre], phase=[0, 2], basis=[6, 2**32 - 1], stage=[1, 1]),
+                verdict(names, "C1", 2, charts=["a"], reset="maintenance"),
+            ]
+        )  # fmt: skip
+        first, second = await store.history.load_chamber(names.partition_of("C1"), "C1")
+        assert (first.units, first.centre, first.phase) == ([1 / 3, 2.0], [None, centre], [0, 2])
+        assert (first.basis, first.stage, first.reset) == ([6, 2**32 - 1], [1, 1], None)
+        assert msgspec.msgpack.decode(bytes(second.charts)) == ["a"]
+        assert second.reset == "maintenance"

@@ -116,17 +116,23 @@ def test_recovery(benchmark: Any) -> None:
     )
 
 
-async def rebuild_s(server: NatsServer, settings: Settings) -> tuple[float, dict[str, float]]:
+async def rebuild_s(settings: Settings, charts: int) -> tuple[float, dict[str, float]]:
     """Seconds that two workers take to rebuild; memory of the processes after it, in MB (PSS)."""
     with Pod(settings) as pod:
         await pod.wait_serving(60)
         seconds = pod.metric("defender_rebuild_seconds")
+
+        # a gauge, refreshed four times a second
+        def used() -> float:
+            return pod.metric("defender_cache_slots", state="used")
+
+        await until(lambda: used() == charts, deadline_s=3, what=f"{charts} charts are back")
         workers = list(pod.workers.values())
         fork_server = [pid for pid in descendants(pod.pid) if pid not in workers]
         memory = {
             "workers": sum(pss_mb(pid) for pid in workers),
             "supervisor": pss_mb(pod.pid) + sum(pss_mb(pid) for pid in fork_server),
-            "cache": pod.metric("defender_cache_slots", state="used"),
+            "cache": used(),
         }
         return seconds, memory
 
@@ -164,8 +170,8 @@ def test_rebuild_and_memory(benchmark: Any) -> None:
             await ensure(connection, settings)
             return settings, await fill_history(connection, settings, chambers, CHARTS)
 
-    async def both(server: NatsServer, settings: Settings) -> None:
-        seconds, memory = await rebuild_s(server, settings)
+    async def both(settings: Settings) -> None:
+        seconds, memory = await rebuild_s(settings, chambers * CHARTS)
         messages, bare_s = await bare_read_s(settings)
         times.append(seconds)
         bare.append(bare_s)
@@ -174,11 +180,10 @@ def test_rebuild_and_memory(benchmark: Any) -> None:
 
     with NatsServer() as server:
         settings, size = uvloop.run(fill(server))
-        benchmark.pedantic(lambda: uvloop.run(both(server, settings)), rounds=1 if QUICK else 3)
+        benchmark.pedantic(lambda: uvloop.run(both(settings)), rounds=1 if QUICK else 3)
     seconds, bare_s = statistics.median(times), statistics.median(bare)
     slots = memories[0]["cache"]
     assert read[0] == chambers * settings.history_depth
-    assert slots == chambers * CHARTS, "every chart is back"
     what = f"{read[0]:,} messages, {size / 1e6:.0f} MB, {int(slots):,} charts of 256"
     figure("rebuild of a full cache", f"{seconds:.2f} s", target="≤ 4 s", baseline=what, met=seconds <= 4)
     ratio = bare_s / seconds

@@ -35,7 +35,7 @@ from runtime.fork import Start
 from runtime.history.jetstream import JetStreamHistory
 from runtime.jetstream import Disconnected
 from runtime.judge import BATCH_SAMPLES_MAX, Judge
-from runtime.session import TICK_S, Session
+from runtime.session import TICK_S, Session, State
 from runtime.specs import Specs
 from runtime.specs import decode as decode_specs
 
@@ -189,6 +189,10 @@ class Worker:
                     self._session.use_specs(specs, revision)
             case pipes.Drain():
                 self._draining.set()
+                if self._session is None or self._session.state is not State.SERVING:
+                    # nothing is in hand: not connected, waiting for partitions, or reading their history
+                    self._say(pipes.Released({}))
+                    os._exit(0)
 
     def _say(self, word: pipes.ToSupervisor) -> None:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `_hear` sees it too, and leaves

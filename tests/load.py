@@ -35,7 +35,7 @@ SPECS = Specs(
         ChartSpec(chart="moving_*", baseline=Baseline.MOVING, minimum=5),
         ChartSpec(chart="frozen_*", phase_one=12, minimum=4),
     ),
-    default=ChartSpec(phase_one=20, minimum=6),
+    default=ChartSpec(phase_one=16, minimum=6),
 )
 CHARTS = ("given_a", "moving_b", "frozen_c", "other_d")
 DIFFERENCES_SHOWN = 12

@@ -14,8 +14,6 @@ from kernels.state import RESET, SAMPLE
 from runtime.cache import Cache, CacheFull, Chamber
 from runtime.wire import StoredVerdict, decode_names
 
-_COLUMNS = ("counts", "units", "flags", "phase", "basis", "stage")
-
 
 class Rebuild:
     """Fills chambers that are not in the cache yet; `finish` makes them valid.
@@ -81,67 +79,48 @@ class _Columns:
         self._clear()
 
     def _clear(self) -> None:
-        self.ops = bytearray()
+        self.ops: array[int] = array("B")
         self.slots: array[int] = array("i")
         self.ordinals: list[int] = []
         self.lengths: list[int] = []
-        self.counts: array[float] = array("d")
-        self.units: array[float] = array("d")
-        self.centres: array[float] = array("d")
-        self.flags: array[int] = array("H")
-        self.phases = bytearray()
-        self.bases: array[int] = array("I")
-        self.stages: array[int] = array("I")
+        self._columns: tuple[array[Any], ...] = tuple(array(kind) for kind in "dddHBII")
 
     def add(self, cache: Cache, chamber: Chamber, row: StoredVerdict, *, evict: bool) -> None:
         if row.reset is None:
-            charts = cache.resolve(
-                chamber, bytes(row.charts), length=len(row.counts), json=False, evict=evict
-            )
+            charts = cache.resolve(chamber, row.charts, length=len(row.counts), json=False, evict=evict)
             assert charts is not None, f"verdict {row.seq} of {row.chamber} is ragged"
         else:
-            charts = cache.resolve_reset(chamber, decode_names(bytes(row.charts), json=False))
+            charts = cache.resolve_reset(chamber, decode_names(row.charts, json=False))
         n = len(charts.slots)
         self.slots.extend(charts.slots)
         self.ordinals.append(row.ordinal)
         self.lengths.append(n)
-        if row.reset is not None:
-            self.ops += bytes([RESET]) * n
-            for column in (self.counts, self.units, self.centres):
-                column.extend(array("d", bytes(8 * n)))
-            self.flags.extend(array("H", bytes(2 * n)))
-            self.phases += bytes(n)
-            for words in (self.bases, self.stages):
-                words.extend(array("I", bytes(4 * n)))
-            return
-        assert all(len(getattr(row, name)) == n for name in _COLUMNS), f"verdict {row.seq} is ragged"
-        self.ops += bytes([SAMPLE]) * n
-        self.counts.fromlist(row.counts)
-        self.units.fromlist(row.units)
-        if None in row.centre:
-            self.centres.fromlist([0.0 if centre is None else centre for centre in row.centre])
+        if row.reset is None:
+            columns = row.columns
+            assert all(len(column) == n for column in columns), f"verdict {row.seq} is ragged"
+            self.ops.extend(array("B", bytes([SAMPLE]) * n))
         else:
-            self.centres.fromlist(row.centre)  # type: ignore[arg-type]
-        self.flags.fromlist(row.flags)
-        self.phases += bytes(row.phase)
-        self.bases.fromlist(row.basis)
-        self.stages.fromlist(row.stage)
+            columns = tuple(array(own.typecode, bytes(own.itemsize * n)) for own in self._columns)
+            self.ops.extend(array("B", bytes([RESET]) * n))
+        for own, column in zip(self._columns, columns, strict=True):
+            own.extend(column)
 
     def restore(self, cache: Cache) -> None:
         """One kernel call for what was added; then empty again."""
         if self.slots:
             arena = cache.arena
+            counts, units, centres, flags, phases, bases, stages = self._columns
             kernel.restore(
-                _as(self.ops, np.uint8),
-                _as(self.slots, np.int32),
-                _as(self.counts, np.float64),
-                _as(self.units, np.float64),
+                _as(self.ops),
+                _as(self.slots),
+                _as(counts),
+                _as(units),
                 np.repeat(np.array(self.ordinals, dtype=np.uint32), self.lengths),
-                _as(self.flags, np.uint16),
-                _as(self.phases, np.uint8),
-                _as(self.centres, np.float64),
-                _as(self.bases, np.uint32),
-                _as(self.stages, np.uint32),
+                _as(flags),
+                _as(phases),
+                _as(centres),
+                _as(bases),
+                _as(stages),
                 arena.state,
                 arena.sums,
                 arena.window,
@@ -149,8 +128,8 @@ class _Columns:
         self._clear()
 
 
-def _as(column: bytearray | array[Any], dtype: type[np.generic]) -> NDArray[Any]:
-    return np.frombuffer(column, dtype=dtype)
+def _as(column: array[Any]) -> NDArray[Any]:
+    return np.frombuffer(column, dtype=column.typecode)
 
 
 def restore_chamber(cache: Cache, name: str, partition: int, rows: Iterable[StoredVerdict]) -> Chamber:

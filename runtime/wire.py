@@ -13,9 +13,11 @@ does not take the good ones of its report with it.
 from __future__ import annotations
 
 import math
+from array import array
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Final
+from functools import lru_cache
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -160,21 +162,53 @@ class OutgoingVerdict(Struct, omit_defaults=True, gc=False):
     v: int = SCHEMA_VERSION
 
 
-class StoredVerdict(Struct, gc=False):
-    """The part of a verdict that a rebuild reads."""
+class _RawVerdict(Struct, gc=False):
+    """A verdict whose columns are still MessagePack, but for the counts, which differ from run to run."""
 
     chamber: str
     seq: int
     ordinal: int
-    charts: Raw = Raw()
+    charts: Raw = Raw(b"\x90")
     counts: list[float] = []
-    units: list[float] = []
-    centre: list[float | None] = []
-    flags: list[int] = []
-    phase: list[int] = []
-    basis: list[int] = []
-    stage: list[int] = []
+    units: Raw = Raw(b"\x90")
+    centre: Raw = Raw(b"\x90")
+    flags: Raw = Raw(b"\x90")
+    phase: Raw = Raw(b"\x90")
+    basis: Raw = Raw(b"\x90")
+    stage: Raw = Raw(b"\x90")
     reset: str | None = None
+
+
+class StoredVerdict(NamedTuple):
+    """The part of a verdict that a rebuild needs: columns of equal length, entry i of ``charts[i]``.
+
+    *charts* is a MessagePack list of names. *centre* is 0.0 where there was none (phase 0).
+    """
+
+    chamber: str
+    seq: int
+    ordinal: int
+    charts: bytes
+    counts: array[float]
+    """float64"""
+    units: array[float]
+    """float64"""
+    centre: array[float]
+    """float64"""
+    flags: array[int]
+    """uint16"""
+    phase: array[int]
+    """uint8"""
+    basis: array[int]
+    """uint32"""
+    stage: array[int]
+    """uint32"""
+    reset: str | None
+
+    @property
+    def columns(self) -> tuple[array[Any], ...]:
+        """The columns in the order of the fields."""
+        return (self.counts, self.units, self.centre, self.flags, self.phase, self.basis, self.stage)
 
 
 class ChartAlarm(Struct, frozen=True):
@@ -214,7 +248,7 @@ _msgpack_incoming = msgspec.msgpack.Decoder(Incoming)
 _json_names = msgspec.json.Decoder(list[str])
 _msgpack_names = msgspec.msgpack.Decoder(list[str])
 _verdict = msgspec.msgpack.Decoder(Verdict)
-_stored = msgspec.msgpack.Decoder(StoredVerdict)
+_raw_verdict = msgspec.msgpack.Decoder(_RawVerdict)
 _alarm = msgspec.json.Decoder(Alarm)
 msgpack_encoder = msgspec.msgpack.Encoder()
 json_encoder = msgspec.json.Encoder()
@@ -247,7 +281,29 @@ def decode_verdict(payload: bytes) -> Verdict:
 
 
 def decode_stored(payload: bytes) -> StoredVerdict:
-    return _stored.decode(payload)
+    raw = _raw_verdict.decode(payload)
+    return StoredVerdict(
+        raw.chamber,
+        raw.seq,
+        raw.ordinal,
+        bytes(raw.charts),
+        array("d", raw.counts),
+        _column("d", bytes(raw.units)),
+        _column("d", bytes(raw.centre)),
+        _column("H", bytes(raw.flags)),
+        _column("B", bytes(raw.phase)),
+        _column("I", bytes(raw.basis)),
+        _column("I", bytes(raw.stage)),
+        raw.reset,
+    )
+
+
+@lru_cache(maxsize=4096)
+def _column(kind: str, packed: bytes) -> array[Any]:
+    """A MessagePack list as an array; not to be changed. From run to run most columns are the same bytes:
+    a rebuild then looks them up (0.4 µs) and does not decode them (6 µs for 150 charts)."""
+    values: list[Any] = msgspec.msgpack.decode(packed)
+    return array(kind, [0.0 if value is None else value for value in values] if kind == "d" else values)
 
 
 def decode_alarm(payload: bytes) -> Alarm:

@@ -42,7 +42,7 @@ DIFFERENCES_SHOWN = 12
 
 
 def reports(seed: int, chambers: int) -> Iterator[tuple[str, bytes]]:
-    """(chamber, payload) without end: charts of each baseline, some absent, some excursions, resets, bad ones."""
+    """(chamber, payload) without end: charts of each baseline, absences, excursions, resets, bad ones."""
     rng = random.Random(seed)
     for number in range(10**9):
         chamber = f"C-{rng.randrange(chambers):02}"
@@ -254,7 +254,12 @@ async def read_stream(connection: Connection, stream: str) -> list[Stored]:
         f"CONSUMER.CREATE.{stream}",
         {
             "stream_name": stream,
-            "config": {"deliver_subject": inbox, "ack_policy": "none", "deliver_policy": "all", "mem_storage": True},
+            "config": {
+                "deliver_subject": inbox,
+                "ack_policy": "none",
+                "deliver_policy": "all",
+                "mem_storage": True,
+            },
         },
     )
     info = await connection.api(f"STREAM.INFO.{stream}")

@@ -46,7 +46,9 @@ class MemoryStream:
     def subjects(self) -> list[str]:
         return list(self._by_subject)
 
-    async def call_several(self, subject: str, payload: bytes = b"", *, timeout_s: float = 5.0) -> list[Reply]:
+    async def call_several(
+        self, subject: str, payload: bytes = b"", *, timeout_s: float = 5.0
+    ) -> list[Reply]:
         """A direct get of last messages, as the server answers it."""
         assert subject == f"$JS.API.DIRECT.GET.{self.name}", subject
         found = [self.of_subject(one)[-1:] for one in json.loads(payload)["multi_last"]]
@@ -67,7 +69,9 @@ class MemoryHistory:
 
     async def load_partition(self, partition: int, take: Take) -> int:
         prefix = self._names.verdict(partition, "")
-        rows = [row for s in self.verdicts.subjects if s.startswith(prefix) for row in self.verdicts.of_subject(s)]
+        rows = [
+            row for s in self.verdicts.subjects if s.startswith(prefix) for row in self.verdicts.of_subject(s)
+        ]
         given = 0
         for first in range(0, len(rows), self._rows_at_once):
             some = [decode_stored(row) for row in rows[first : first + self._rows_at_once]]
@@ -77,7 +81,9 @@ class MemoryHistory:
         return given
 
     async def load_chamber(self, partition: int, chamber: str) -> list[StoredVerdict]:
-        return [decode_stored(row) for row in self.verdicts.of_subject(self._names.verdict(partition, chamber))]
+        return [
+            decode_stored(row) for row in self.verdicts.of_subject(self._names.verdict(partition, chamber))
+        ]
 
     async def verdicts_of(self, partition: int, chamber: str, seqs: Iterable[int]) -> list[Verdict]:
         wanted = set(seqs)

@@ -333,7 +333,7 @@ def differences(
     if looked.reset is not None:
         # Which charts it resets is what is remembered of the chamber; their later verdicts tell.
         filled = [name for name in ("counts", "units", "u", "centre", "flags") if verdict.get(name)]
-        return wrong + [f"a reset with {filled}"] if filled else wrong
+        return [*wrong, f"a reset with {filled}"] if filled else wrong
     if charts != list(lines):
         return [*wrong, f"charts {charts}, expected {list(lines)}"]
     names = {"count": "counts"}

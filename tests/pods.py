@@ -1,4 +1,4 @@
-"""A pod as the platform sees it: a `defender run` process group, its log, its port, and what may befall it."""
+"""A pod as the platform sees it: a `defender run` process group, its log, its port, what may befall it."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def is_alive(pid: int) -> bool:
 
 
 class Pod:
-    """One pod. A context manager: whatever of it is left is killed at the end, and its log shown on failure."""
+    """One pod. A context manager: at its end all of it is killed, and on failure its log is shown."""
 
     def __init__(self, settings: Settings, *, start: bool = True, **environ: str) -> None:
         self.settings = settings
@@ -244,5 +244,3 @@ class Pod:
             log = self.log_path.read_text(errors="replace") if self.log_path.exists() else "none"
             print(f"--- log of {self.settings.pod_name}\n{log}")
         self._folder.cleanup()
-
-

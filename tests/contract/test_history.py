@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import pytest
@@ -78,7 +78,12 @@ def verdict(names: Names, chamber: str, seq: int, **fields: object) -> Message:
 
 def chambers_of(names: Names, partition: int, count: int) -> list[str]:
     found = (f"C{n}" for n in range(10_000))
-    return [name for name, _ in zip((n for n in found if names.partition_of(n) == partition), range(count), strict=False)]
+    return [
+        name
+        for name, _ in zip(
+            (n for n in found if names.partition_of(n) == partition), range(count), strict=False
+        )
+    ]
 
 
 async def rows_of(store: Store, partition: int) -> list[StoredVerdict]:
@@ -113,7 +118,9 @@ async def test_a_partition_gives_each_of_its_chambers_oldest_first_and_no_other(
     async with opened() as store:
         names = store.names
         ours, others = chambers_of(names, 2, 5), chambers_of(names, 3, 3)
-        await store.publish([verdict(names, name, seq) for seq in range(1, DEPTH + 3) for name in [*ours, *others]])
+        await store.publish(
+            [verdict(names, name, seq) for seq in range(1, DEPTH + 3) for name in [*ours, *others]]
+        )
         rows = await rows_of(store, 2)
         assert {row.chamber for row in rows} == set(ours)
         for name in ours:
@@ -179,8 +186,14 @@ async def test_verdicts_of_samples_come_back_whole_as_far_as_they_are_kept(opene
     """All fields, the limits too; samples that the depth has pushed out are not there."""
     async with opened() as store:
         names = store.names
-        judged = dict(charts=["a"], counts=[3], units=[0.1], u=[30.0], centre=[1 / 3], lcl=[0.0], ucl=[2.0],
-                      flags=[1], phase=[2], basis=[5], stage=[1], run="R", at=77, position=2)  # fmt: skip
+        judged: dict[str, Any] = {
+            **dict.fromkeys(("counts", "flags", "phase", "basis", "stage"), [1]),
+            **dict.fromkeys(("u", "units", "centre", "lcl", "ucl"), [1 / 3]),
+            "charts": ["a"],
+            "run": "R",
+            "at": 77,
+            "position": 2,
+        }
         await store.publish([verdict(names, "C1", seq, **judged) for seq in range(1, DEPTH + 3)])
         found = await store.history.verdicts_of(names.partition_of("C1"), "C1", [2, 5, 9, 999])
         assert [one.seq for one in found] == [5, 9]
@@ -200,7 +213,8 @@ async def test_what_a_rebuild_needs_comes_back_bit_by_bit(opened: Opened) -> Non
             ]
         )  # fmt: skip
         first, second = await store.history.load_chamber(names.partition_of("C1"), "C1")
-        assert (first.units, first.centre, first.phase) == ([1 / 3, 2.0], [None, centre], [0, 2])
-        assert (first.basis, first.stage, first.reset) == ([6, 2**32 - 1], [1, 1], None)
-        assert msgspec.msgpack.decode(bytes(second.charts)) == ["a"]
+        assert (list(first.units), list(first.centre)) == ([1 / 3, 2.0], [0.0, centre])
+        assert (list(first.counts), list(first.flags), list(first.phase)) == ([3.0, 0.0], [0, 0], [0, 2])
+        assert (list(first.basis), list(first.stage), first.reset) == ([6, 2**32 - 1], [1, 1], None)
+        assert msgspec.msgpack.decode(second.charts) == ["a"]
         assert second.reset == "maintenance"

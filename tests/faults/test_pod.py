@@ -1,4 +1,4 @@
-"""A whole defender dies, freezes or leaves: the next one goes on where it was, and a woken one keeps quiet."""
+"""A whole defender dies, freezes or leaves: the next one goes on where it was; a woken one keeps quiet."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import time
 
 import msgspec
 from fleet import settings_for, until
-from tests.load import Fleet, fleet
-from tests.pods import Pod, another, brisk, is_alive
 
 from runtime.embedded import NatsServer
 from runtime.errors import Fenced
+from tests.load import Fleet, fleet
+from tests.oracle import Stored
+from tests.pods import Pod, another, brisk, is_alive
 
 SEED = random.SystemRandom().randrange(10**6)
 PATIENT = {"lease_ttl_s": 30.0, "lease_held_s": 20.0, "heartbeat_ttl_s": 30.0}
@@ -76,7 +77,9 @@ async def test_a_frozen_defender_that_wakes_after_its_successor_took_over_publis
             assert_epochs_rise(streams.verdicts)
 
 
-async def test_a_defender_told_to_leave_goes_within_10_s_and_a_standby_goes_on(own_server: NatsServer) -> None:
+async def test_a_defender_told_to_leave_goes_within_10_s_and_a_standby_goes_on(
+    own_server: NatsServer,
+) -> None:
     """SIGTERM in the midst of load: exit 0, the standby has the ID before the lease could have ended."""
     settings = settings_for(own_server, **brisk(**PATIENT, pod_name="first"))
     async with fleet(settings) as outside:
@@ -98,7 +101,9 @@ async def test_a_defender_told_to_leave_goes_within_10_s_and_a_standby_goes_on(o
             assert second.lines("claimed")[0]["stable_id"] == "defender-0"
 
 
-async def test_a_standby_takes_over_from_a_dead_defender_when_its_claim_expires(own_server: NatsServer) -> None:
+async def test_a_standby_takes_over_from_a_dead_defender_when_its_claim_expires(
+    own_server: NatsServer,
+) -> None:
     """SIGKILL of the whole pod: the standby waits for LEASE_TTL_S, then goes on with nothing lost."""
     settings = settings_for(own_server, **brisk(pod_name="first"))
     async with fleet(settings) as outside:
@@ -127,7 +132,7 @@ async def newest_epochs(outside: Fleet) -> dict[int, int]:
     return epochs
 
 
-def assert_epochs_rise(verdicts: list) -> None:
+def assert_epochs_rise(verdicts: list[Stored]) -> None:
     """Nothing of an older epoch was stored after the first verdict of a newer one."""
     newest: dict[int, int] = {}
     for message in verdicts:

@@ -56,11 +56,10 @@ async def test_with_wrong_credentials_it_waits_and_names_the_settings() -> None:
 
 async def test_with_jetstream_off_it_waits_and_says_what_to_switch_on() -> None:
     """A server without a jetstream block."""
-    with NatsServer(jetstream=False) as server:
-        with Pod(settings_for(server, **brisk())) as pod:
-            await until(lambda: pod.get("/readyz")[0] == 503, deadline_s=20.0, what="/readyz says no")
-            await until(lambda: pod.said("start nats-server with a jetstream block"), what="the remedy")
-            assert pod.exit_code is None
+    with NatsServer(jetstream=False) as server, Pod(settings_for(server, **brisk())) as pod:
+        await until(lambda: pod.get("/readyz")[0] == 503, deadline_s=20.0, what="/readyz says no")
+        await until(lambda: pod.said("start nats-server with a jetstream block"), what="the remedy")
+        assert pod.exit_code is None
 
 
 @pytest.mark.parametrize(
@@ -99,7 +98,9 @@ async def test_a_port_in_use_ends_it_and_the_message_names_http_port(nats_server
             assert pod.said(f"HTTP_PORT: {port} is taken")
 
 
-async def test_chart_specs_that_cannot_be_used_end_it_before_it_judges_anything(nats_server: NatsServer) -> None:
+async def test_chart_specs_that_cannot_be_used_end_it_before_it_judges_anything(
+    nats_server: NatsServer,
+) -> None:
     """By the built-in specs every frozen chart would begin a new stage."""
     settings = settings_for(nats_server, **brisk(window=32))
     async with fleet(settings, specs=None) as outside:
@@ -124,7 +125,9 @@ async def test_chart_specs_that_cannot_be_used_leave_those_before_in_force(nats_
             await outside.publish([(b"C1", report)])
             await outside.settled()
             good = await outside.apply(Specs(default=ChartSpec(phase_one=10, minimum=2)))
-            await until(lambda: pod.metric("defender_worker_spec_revision") == 2 * good, what="both have them")
+            await until(
+                lambda: pod.metric("defender_worker_spec_revision") == 2 * good, what="both have them"
+            )
             await outside.publish([(b"C1", report)])
             streams = await outside.audit()
             assert [msgspec.msgpack.decode(m.payload)["spec"] for m in streams.verdicts] == [1, good]

@@ -73,7 +73,8 @@ CASES: dict[str, Case] = {
     "a reset without a reason": Case(b'{"reset": ""}', [Reason.EMPTY]),
     "a reset of no chart": Case(b'{"reset": "x", "charts": []}', [Reason.EMPTY]),
     "more charts than a report may have": Case(
-        bad(charts=[f"c{i}" for i in range(MANY)], counts=[1] * MANY, units=[1.0] * MANY), [Reason.TOO_MANY_CHARTS]
+        bad(charts=[f"c{i}" for i in range(MANY)], counts=[1] * MANY, units=[1.0] * MANY),
+        [Reason.TOO_MANY_CHARTS],
     ),
     "more bytes than REPORT_BYTES_MAX": Case(bad(note="x" * 300_000), [Reason.TOO_LARGE]),
     "a chart with a space": Case(bad(charts=["two words", "other_d"]), [Reason.CHART_NAME], ["other_d"]),
@@ -91,7 +92,9 @@ CASES: dict[str, Case] = {
     "a fractional count": Case(bad(counts=[3, 0.5]), [Reason.COUNT_FRACTIONAL], ["given_a"]),
     "a count of 2^60": Case(bad(counts=[2**60, 1]), [Reason.COUNT_TOO_LARGE], ["other_d"]),
     "a count that would be rounded": Case(bad(counts=[2**53 + 1, 1]), [Reason.COUNT_TOO_LARGE], ["other_d"]),
-    "a count beyond 64 bits": Case(b'{"charts":["a"],"counts":[1%s],"units":[1]}' % (b"0" * 40), [Reason.COUNT_TOO_LARGE]),
+    "a count beyond 64 bits": Case(
+        b'{"charts":["a"],"counts":[1%s],"units":[1]}' % (b"0" * 40), [Reason.COUNT_TOO_LARGE]
+    ),
     "units of 0": Case(bad(units=[0, 20.0]), [Reason.UNITS_NOT_POSITIVE], ["other_d"]),
     "negative units": Case(bad(units=[25.0, -1.0]), [Reason.UNITS_NOT_POSITIVE], ["given_a"]),
     "units of 1e300": Case(bad(units=[1e300, 20.0]), [Reason.UNITS_OUT_OF_RANGE], ["other_d"]),
@@ -128,7 +131,9 @@ async def run(settings: Settings) -> Outcome:
             await outside.publish(messages)
             await pod.wait_serving()
             streams = await outside.audit()
-            metrics = {reason: pod.metric("defender_rejected_total", reason=reason.value) for reason in Reason}
+            metrics = {
+                reason: pod.metric("defender_rejected_total", reason=reason.value) for reason in Reason
+            }
             return Outcome(streams, metrics, pod.metric("defender_worker_restarts_total"))
 
 
@@ -146,7 +151,9 @@ def rejected_of(streams: Streams, payload: bytes, chamber: str) -> Stored:
 
 def test_every_reason_has_a_case() -> None:
     """Chambers' names are cases of their own."""
-    assert {reason for case in CASES.values() for reason in case.reasons} == set(Reason) - {Reason.CHAMBER_NAME}
+    assert {reason for case in CASES.values() for reason in case.reasons} == set(Reason) - {
+        Reason.CHAMBER_NAME
+    }
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -183,7 +190,9 @@ def test_an_odd_chamber_that_a_subject_can_carry_is_judged(outcome: Outcome, cha
 def test_rejections_are_counted_by_reason(outcome: Outcome) -> None:
     """/metrics has every problem that REJECTED tells of, and no worker died of any."""
     told = Counter(
-        problem["reason"] for m in outcome.streams.rejected for problem in json.loads(m.headers["Tfdc-Problems"])
+        problem["reason"]
+        for m in outcome.streams.rejected
+        for problem in json.loads(m.headers["Tfdc-Problems"])
     )
     assert outcome.metrics == {reason: told[reason.value] for reason in Reason}
     assert min(outcome.metrics.values()) > 0

@@ -1,4 +1,4 @@
-"""A defender from outside, undisturbed: reports in, verdicts, alarms and rejections out, exactly the oracle's."""
+"""A defender from outside, undisturbed: reports in; verdicts, alarms, rejections out, as the oracle says."""
 
 from __future__ import annotations
 
@@ -64,7 +64,13 @@ async def test_one_report_becomes_one_verdict_and_one_alarm_with_the_limits_of_t
             )
             streams = await outside.audit()
             first, second = (decode_verdict(message.payload) for message in streams.verdicts)
-            assert (first.run, first.u, first.lcl, first.ucl, first.flags) == ("R1", [2.25], [0.0], [2.5], [0])
+            assert (first.run, first.u, first.lcl, first.ucl, first.flags) == (
+                "R1",
+                [2.25],
+                [0.0],
+                [2.5],
+                [0],
+            )
             assert (second.run, second.u, second.flags, second.phase) == ("R2", [2.75], [1], [2])
             assert second.ucl == [1.0 + 3.0 * math.sqrt(0.25)]
             (alarm,) = (decode_alarm(message.payload) for message in streams.alarms)
@@ -89,7 +95,9 @@ async def test_specs_that_change_under_load_reach_the_workers_and_every_verdict_
                 revision = await outside.apply(
                     Specs(
                         charts=(
-                            ChartSpec(chamber="C-0*", chart="given_*", baseline=Baseline.GIVEN, centre=centre),
+                            ChartSpec(
+                                chamber="C-0*", chart="given_*", baseline=Baseline.GIVEN, centre=centre
+                            ),
                             ChartSpec(chamber="C-1*", chart="given_*", baseline=Baseline.MOVING, minimum=3),
                         ),
                         default=ChartSpec(phase_one=15, minimum=5, rules=(1, 2)),

@@ -1,4 +1,4 @@
-"""Whatever comes between: the verdicts are those of the oracle, which judges every report once and in order."""
+"""Whatever comes between: the verdicts are the oracle's, which judges every report once and in order."""
 
 from __future__ import annotations
 
@@ -86,8 +86,6 @@ def test_any_interleaving_gives_the_verdicts_of_the_oracle(
 def test_long_runs_give_the_verdicts_of_the_oracle(seed: int) -> None:
     """Hundreds of reports through every kind of fault, drawn by a seed."""
     rng = random.Random(seed)
-    program = [
-        (rng.choice(ROUGH if rng.random() < 0.06 else SMOOTH), rng.randint(1, 12)) for _ in range(600)
-    ]
+    program = [(rng.choice(ROUGH if rng.random() < 0.06 else SMOOTH), rng.randint(1, 12)) for _ in range(600)]
     slots, rows = rng.choice([(4, 2), (9, 4), (40, 8)])
     assert_as_the_oracle(World(rng, SPECS, slots=slots, rows=rows), program)

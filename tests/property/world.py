@@ -84,6 +84,7 @@ class World:
         self.alarms = MemoryStream(self.names.alarms)
         self.rejected = MemoryStream(self.names.rejected)
         self.positions = dict.fromkeys(range(PARTITIONS), 0)
+        self._weights = [1, 1, 1, 1, self.rng.choice([1, 30])]  # one may have more in flight than the depth
         self.revision = min(self.specs)
         self.epoch = 0
         self.shape = Shape(PARTITIONS, self.slots, self.rows, self.window, FLIGHTS, reports=16, samples=64)
@@ -95,7 +96,7 @@ class World:
     def publish(self, reports: int) -> None:
         """Host software stores some reports; some are resets, some are bad."""
         for _ in range(reports):
-            chamber = self.rng.choice(CHAMBERS)
+            chamber = self.rng.choices(CHAMBERS, self._weights)[0]
             partition = self.names.partition_of(chamber)
             subject = self.names.incoming(partition, chamber)
             payload = report(self.rng, len(self.samples))
@@ -127,7 +128,7 @@ class World:
         self._begin()
 
     def die_in_kernel(self, size: int) -> None:
-        """SIGKILL in the midst of a batch: its journal ends, the slot at work is torn, nothing is published."""
+        """SIGKILL in the midst of a batch: its journal ends, a slot is torn, nothing is published."""
         if not self.flights.has_room or not self.inbox:
             return
         batch = self.judge.judge(self._taken(size))
@@ -139,7 +140,13 @@ class World:
             journal = arena.journal[region]
             if at < samples:
                 kernel.undo(
-                    journal, at, samples, np.zeros(samples, dtype=np.uint8), arena.state, arena.sums, arena.window
+                    journal,
+                    at,
+                    samples,
+                    np.zeros(samples, dtype=np.uint8),
+                    arena.state,
+                    arena.sums,
+                    arena.window,
                 )
                 slot = int(arena.flight_slots[region, at])
                 noise = np.random.default_rng(self.rng.randrange(2**32))
@@ -173,7 +180,9 @@ class World:
         settle(self.arena, now(self.history.last_sequences(in_doubt(self.arena))))
         self.cache = Cache(self.arena, self.names, self.specs[self.revision], self.revision, self.depth)
         self.flights = FlightLog(self.arena)
-        limits = Limits(self.settings.report_bytes_max, self.settings.at_past_max_s, self.settings.at_future_max_s)
+        limits = Limits(
+            self.settings.report_bytes_max, self.settings.at_past_max_s, self.settings.at_future_max_s
+        )
         self.judge = Judge(self.cache, self.flights, limits, "defender-0")
         self.epoch += 1
         self.inbox: deque[Sample] = deque()
@@ -191,7 +200,8 @@ class World:
                 rebuild = Rebuild(self.cache)
                 now(
                     self.history.load_partition(
-                        partition, lambda rows, p=partition, r=rebuild: r.take(p, rows)  # type: ignore[misc]
+                        partition,
+                        lambda rows, p=partition, r=rebuild: r.take(p, rows),  # type: ignore[misc]
                     )
                 )
                 rebuild.finish()

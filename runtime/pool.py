@@ -23,11 +23,15 @@ from typing import Final
 from runtime import fork, log, pipes
 from runtime.config import Settings
 from runtime.counters import Board, Counter
-from runtime.errors import CrashLoop, DefenderError, IllegalTransition
+from runtime.errors import CacheTooSmall, CrashLoop, DefenderError, Fenced, IllegalTransition
 
 ABORT_GRACE_S: Final = 1.0
 """Between SIGABRT (the stacks go to the log) and SIGKILL."""
 WATCH_S: Final = 0.5
+_ENDS_THE_POD: Final[dict[int, type[DefenderError]]] = {
+    error.exit_code: error for error in (Fenced, CacheTooSmall)
+}
+"""What a worker's last word means, by the exit code that it gives."""
 QUICK_DEATH_S: Final = 2.0
 """A worker that dies within this time of its start was not killed by chance."""
 
@@ -145,8 +149,11 @@ class Pool:
         self._watching.cancel()
         await asyncio.gather(*self._forking)  # a worker on its way must not be left behind
         for handle in self.handles:
-            if handle.process is not None and handle.process.is_alive():
-                handle.process.kill()
+            if handle.process is not None:
+                # `_died` would close the process while it is being joined below.
+                asyncio.get_running_loop().remove_reader(handle.process.sentinel)
+                if handle.process.is_alive():
+                    handle.process.kill()
         for handle in self.handles:
             if handle.process is not None:
                 await asyncio.to_thread(handle.process.join, 2.0)
@@ -214,7 +221,7 @@ class Pool:
             case pipes.Released(positions=positions):
                 handle.released = positions
             case pipes.Broken(why=why, exit_code=code):
-                self._fail(_PodEnds(why, code))
+                self._fail(_ENDS_THE_POD.get(code, CrashLoop)(why))
         self._on_change(handle)
 
     def _died(self, handle: WorkerHandle) -> None:
@@ -290,11 +297,3 @@ class Pool:
     def _fail(self, error: DefenderError) -> None:
         if not self.failed.done():
             self.failed.set_exception(error)
-
-
-class _PodEnds(DefenderError):
-    """A worker said that the pod cannot go on."""
-
-    def __init__(self, why: str, exit_code: int) -> None:
-        super().__init__(why)
-        self.code = exit_code

@@ -30,7 +30,7 @@ from runtime.config import Settings
 from runtime.connection import Connection, within
 from runtime.counters import LATENCY_BOUNDS_US, LATENCY_BUCKETS, Board, Counter, WorkerCounters
 from runtime.errors import CacheTooSmall, DefenderError, Fenced
-from runtime.frames import frame_pub, pull_left
+from runtime.frames import Message, frame_pub, pull_left
 from runtime.history import History
 from runtime.intake import Intake
 from runtime.jetstream import checked_ack
@@ -273,12 +273,7 @@ class Session:
     ) -> None:
         """Sees one batch through to its acknowledgement; batches land in the order of their launch."""
         if batch.skipped:
-            # Before any later verdict: those would push the skipped ones out of a history of D reports.
-            batch.alarms[:0] = await overdue_alarms(
-                self._connection, self._history, self._settings, batch.skipped
-            )
-            batch.rejections[:0] = overdue_rejections(batch.skipped, self._judge.limits, self._names)
-            self._gate()
+            await self._catch_up(batch, before)
             stored = self._send_verdicts(batch)
             self._catching_up -= 1
             self._schedule_pump()
@@ -289,9 +284,7 @@ class Session:
         if before is not None:
             await before  # a chamber's newest alarm tells that none before it is overdue
         self._gate()
-        if batch.alarms:
-            alarms = self._connection.start_all(batch.alarms, repeats=True)
-            await within(alarms, self._settings.request_timeout_s, "storing alarms")
+        await self._publish_alarms(batch.alarms)
         await self._publish_rejections(batch)
         self._gate()
         if batch.flight is not None:
@@ -303,6 +296,23 @@ class Session:
         self._landing.clear()
         if self._inbox:
             self._schedule_pump()
+
+    async def _catch_up(self, batch: Batch, before: asyncio.Future[None] | None) -> None:
+        """What a failure left undone of the skipped samples. Before any later verdict is published: those
+        push the skipped ones out of a history of D reports, from which their alarms are made."""
+        alarms = await overdue_alarms(self._connection, self._history, self._settings, batch.skipped)
+        batch.rejections[:0] = overdue_rejections(batch.skipped, self._judge.limits, self._names)
+        if before is not None:
+            await before
+        self._gate()
+        await self._publish_alarms(alarms)
+        self._counters.add(Counter.ALARMS, len(alarms))
+        self._gate()
+
+    async def _publish_alarms(self, alarms: list[Message]) -> None:
+        if alarms:
+            stored = self._connection.start_all(alarms, repeats=True)
+            await within(stored, self._settings.request_timeout_s, "storing alarms")
 
     def _send_verdicts(self, batch: Batch) -> asyncio.Future[None] | None:
         return self._connection.start_all(batch.verdicts) if batch.verdicts else None

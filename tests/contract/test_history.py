@@ -187,8 +187,8 @@ async def test_verdicts_of_samples_come_back_whole_as_far_as_they_are_kept(opene
     async with opened() as store:
         names = store.names
         judged: dict[str, Any] = {
-            **dict.fromkeys(("counts", "flags", "phase", "basis", "stage"), [1]),
-            **dict.fromkeys(("u", "units", "centre", "lcl", "ucl"), [1 / 3]),
+            **{key: [1] for key in ("counts", "flags", "phase", "basis", "stage")},
+            **{key: [1 / 3] for key in ("u", "units", "centre", "lcl", "ucl")},
             "charts": ["a"],
             "run": "R",
             "at": 77,

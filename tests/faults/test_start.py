@@ -11,7 +11,7 @@ from fleet import connected, settings_for, until
 
 from runtime.bucket import Bucket
 from runtime.embedded import NatsServer
-from runtime.errors import ResourceDiffers, SettingsError
+from runtime.errors import CacheTooSmall, ResourceDiffers, SettingsError
 from runtime.resources import ensure
 from runtime.specs import ChartSpec, Specs, SpecsError
 from tests.load import SPECS, fleet
@@ -132,6 +132,27 @@ async def test_chart_specs_that_cannot_be_used_leave_those_before_in_force(nats_
             streams = await outside.audit()
             assert [msgspec.msgpack.decode(m.payload)["spec"] for m in streams.verdicts] == [1, good]
             assert pod.exit_code is None
+
+
+async def test_a_chamber_larger_than_the_whole_cache_ends_it_and_the_message_names_cache_mb(
+    nats_server: NatsServer,
+) -> None:
+    """It fitted into a larger cache before; exit code 64."""
+    settings = settings_for(nats_server, **brisk(workers=1, window=16))
+    charts = [f"c{number}" for number in range(2000)]
+    report = msgspec.json.encode({"charts": charts, "counts": [1] * 2000, "units": [1.0] * 2000})
+    async with fleet(settings, specs=None) as outside:
+        with Pod(settings) as pod:
+            await outside.publish([(b"C1", report)])
+            await pod.wait_serving()
+            await outside.settled()
+            pod.sigterm()
+            assert await pod.wait_exit() == 0
+        with Pod(msgspec.structs.replace(settings, cache_mb=1)) as pod:
+            await pod.wait_serving()
+            await outside.publish([(b"C1", report)])
+            assert await pod.wait_exit() == CacheTooSmall.exit_code
+            assert pod.said("raise CACHE_MB")
 
 
 async def test_when_the_servers_storage_is_full_nothing_is_lost_once_there_is_room() -> None:

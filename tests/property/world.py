@@ -61,6 +61,8 @@ class Landing:
     batch: Batch
     settled: list[Sample]
     unstored: deque[Message]
+    overdue: list[Message] | None
+    """Alarms that a failure left undone; they come before any verdict of the batch. None: no such."""
     alarmed: bool = False
     told: bool = False
 
@@ -234,7 +236,8 @@ class World:
 
     def launch(self, size: int) -> bool:
         """Judges a batch; False when nothing could be done."""
-        if not self.flights.has_room or not self.inbox or len(self.landings) >= FLIGHTS:
+        catching_up = any(landing.overdue is not None for landing in self.landings)
+        if not self.flights.has_room or not self.inbox or len(self.landings) >= FLIGHTS or catching_up:
             return False
         batch = self.judge.judge(self._taken(size))
         self.inbox.extendleft(reversed(batch.left))
@@ -247,18 +250,19 @@ class World:
         for sample in batch.missing:
             self.waiting.setdefault(sample.chamber, []).append(sample)
         if settled:
+            overdue = None
             if batch.skipped:
                 connection = cast(Connection, self.alarms)
-                batch.alarms[:0] = now(overdue_alarms(connection, self.history, self.settings, batch.skipped))
+                overdue = now(overdue_alarms(connection, self.history, self.settings, batch.skipped))
                 batch.rejections[:0] = overdue_rejections(batch.skipped, self.judge.limits, self.names)
-            self.landings.append(Landing(batch, settled, deque(batch.verdicts)))
+            self.landings.append(Landing(batch, settled, deque(batch.verdicts), overdue))
         return True
 
     def store(self, messages: int) -> bool:
         """The server stores the next verdicts in flight, in order."""
         acted = False
         for landing in self.landings:
-            while landing.unstored and messages > 0:
+            while landing.unstored and landing.overdue is None and messages > 0:
                 messages -= 1
                 acted = True
                 new = self.history.verdicts.store(landing.unstored.popleft())
@@ -268,8 +272,14 @@ class World:
     def land(self) -> bool:
         """The next step of the oldest stored batch: alarms, rejections, confirmation with acknowledgement."""
         landing = self.landings[0] if self.landings else None
-        if landing is None or landing.unstored:
+        if landing is None or (landing.unstored and landing.overdue is None):
             return False
+        if landing.overdue is not None:
+            for message in landing.overdue[: self.rng.randrange(len(landing.overdue) + 2)]:
+                self.alarms.store(message)
+                landing.overdue.remove(message)
+            landing.overdue = landing.overdue or None
+            return True
         if not landing.alarmed:
             for message in landing.batch.alarms:
                 self.alarms.store(message)

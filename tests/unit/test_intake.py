@@ -1,0 +1,60 @@
+"""A partition's intake: how far is acknowledged, and how much is asked for."""
+
+from __future__ import annotations
+
+from runtime.intake import Intake
+
+INBOX = b"_INBOX.x.3"
+
+
+def intake(position: int = 0, window: int = 64) -> Intake:
+    return Intake(3, "SAMPLES", "p3-e9", position, window, 30.0)
+
+
+def deliver(found: Intake, *seqs: int) -> None:
+    for consumer_seq, seq in enumerate(seqs, start=1):
+        assert found.took(seq, consumer_seq, 0)
+
+
+def test_two_pulls_overlap_and_never_more_than_a_window_is_asked_for_or_in_hand() -> None:
+    found = intake(window=64)
+    assert len(found.pulls(INBOX)) == 2
+    assert found.pulls(INBOX) == []
+    deliver(found, *range(1, 33))
+    assert found.pulls(INBOX) == [], "half asked for, half in hand"
+    found.done(range(1, 33))
+    assert len(found.pulls(INBOX)) == 1
+
+
+def test_what_a_pull_left_may_be_asked_for_again() -> None:
+    found = intake(window=64)
+    found.pulls(INBOX)
+    found.pull_ended(32)
+    assert len(found.pulls(INBOX)) == 1
+
+
+def test_the_position_stays_below_the_oldest_report_that_is_not_done() -> None:
+    found = intake(position=100)
+    deliver(found, 105, 107, 110)
+    found.done([107, 110])
+    assert found.position == 104
+    assert found.ack() == (b"$JS.ACK.SAMPLES.p3-e9.1.104.0.0.0", b"+ACK")
+    found.done([105])
+    assert found.position == 110
+    assert found.ack() == (b"$JS.ACK.SAMPLES.p3-e9.1.110.3.0.0", b"+ACK")
+    assert found.ack() is None, "nothing new"
+
+
+def test_a_report_that_is_in_hand_or_done_is_not_taken_twice() -> None:
+    found = intake(position=10)
+    deliver(found, 11, 12)
+    assert not found.took(11, 3, 0)
+    found.done([11, 12])
+    assert not found.took(12, 4, 0)
+    assert not found.took(9, 5, 0)
+
+
+def test_the_lag_is_what_the_server_still_has() -> None:
+    found = intake()
+    found.took(1, 1, 41)
+    assert found.lag == 41

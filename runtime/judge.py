@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -103,9 +102,6 @@ class Judge:
         self._revision = -1
         self._spec_rows: NDArray[Any] = np.empty(0, dtype=SPEC)
         self._basis: NDArray[np.uint32] = np.empty(0, dtype=np.uint32)
-        # What is in flight of a chamber must not push itself out of the history: alarms that a failure
-        # left undone are made from there.
-        self._chamber_reports_max = max(1, cache.depth // cache.arena.shape.flights)
         self._out = _Outputs(min(BATCH_SAMPLES_MAX, cache.arena.shape.samples))
         partitions = range(cache.names.partitions)
         self._id_prefixes = [message_id_prefix(cache.names, partition) for partition in partitions]
@@ -155,17 +151,8 @@ class Judge:
             if chamber not in newest:
                 chamber.pins += 1  # what the batch has resolved must not be evicted by what comes later in it
                 newest[chamber] = chamber.seq
-            taken = work.taken.get(chamber, 0)
-            if taken == self._chamber_reports_max:
-                batch.left.extend(samples[at:])
-                return
-            work.taken[chamber] = taken + 1
-            # A chamber has no more reports in flight than the history keeps: after a failure their alarms are
-            # made from it.
-            work.reports_in[chamber] += 1
-            fits = chamber.pins - 1 + work.reports_in[chamber] <= self.cache.depth
             try:
-                fits = fits and self._one(sample, chamber, batch, work, examined, room)
+                fits = self._one(sample, chamber, batch, work, examined, room)
             except CacheFull:
                 fits = False
             if not fits:
@@ -367,9 +354,6 @@ class _Work:
         self._resets: list[tuple[int, int]] = []
         self.newest: dict[Chamber, int] = {}
         """The chambers of the batch, pinned, with the sequence of their newest report in it."""
-        self.reports_in: defaultdict[Chamber, int] = defaultdict(int)
-        self.taken: dict[Chamber, int] = {}
-        """How many reports of each chamber the batch has."""
         self._singles = True
         """Every report has exactly one sample."""
 

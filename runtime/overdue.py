@@ -7,40 +7,40 @@ stored verdict and published if the chamber's last alarm is older.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from runtime.config import Settings
-from runtime.connection import Connection
 from runtime.examine import Limits, examine
 from runtime.frames import Message
 from runtime.history import History
-from runtime.jetstream import last_messages
-from runtime.judge import Rejection, Sample, message_id, rejection
+from runtime.jetstream import CallsSeveral, last_messages
+from runtime.judge import Rejection, Sample, message_id_prefix, rejection
 from runtime.names import Names
 from runtime.wire import decode_alarm, encode_alarm
 
 
 async def overdue_alarms(
-    connection: Connection, history: History, settings: Settings, skipped: Sequence[Sample]
+    connection: CallsSeveral, history: History, settings: Settings, chambers: Mapping[str, tuple[int, int]]
 ) -> list[Message]:
-    """Alarms of *skipped* samples that ALARMS does not have."""
+    """The alarms that ALARMS lacks of these chambers' stored verdicts.
+
+    *chambers*: name -> (partition, the position up to which nothing is overdue). A chamber's alarms are
+    published in order, so its newest one tells that none before it is missing.
+    """
     names, timeout_s = settings.names, settings.request_timeout_s
-    by_chamber: dict[str, list[Sample]] = {}
-    for sample in skipped:
-        by_chamber.setdefault(sample.chamber, []).append(sample)
-    subjects = [names.alarm(chamber) for chamber in by_chamber]
-    last = {
+    subjects = [names.alarm(chamber) for chamber in chambers]
+    newest = {
         alarm.chamber: alarm.seq
         for alarm in map(decode_alarm, await last_messages(connection, names.alarms, subjects, timeout_s))
     }
     alarms: list[Message] = []
-    for chamber, samples in by_chamber.items():
-        by_seq = {sample.seq: sample for sample in samples if sample.seq > last.get(chamber, 0)}
-        if by_seq:
-            for verdict in await history.verdicts_of(samples[0].partition, chamber, by_seq):
-                payload = encode_alarm(verdict)
-                if payload is not None:
-                    alarms.append((names.alarm(chamber), message_id(names, by_seq[verdict.seq]), payload))
+    for chamber, (partition, position) in chambers.items():
+        after = max(position, newest.get(chamber, 0))
+        for verdict in await history.verdicts_after(partition, chamber, after):
+            payload = encode_alarm(verdict)
+            if payload is not None:
+                identity = f"{message_id_prefix(names, partition)}{verdict.seq}"
+                alarms.append((names.alarm(chamber), identity, payload))
     return alarms
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Coroutine, Iterable
 from enum import Enum
 from typing import Any, Final
@@ -30,7 +29,7 @@ from runtime.config import Settings
 from runtime.connection import Connection, within
 from runtime.counters import LATENCY_BOUNDS_US, LATENCY_BUCKETS, Board, Counter, WorkerCounters
 from runtime.errors import CacheTooSmall, DefenderError, Fenced
-from runtime.frames import Message, frame_pub, pull_left
+from runtime.frames import frame_pub, pull_left
 from runtime.history import History
 from runtime.intake import Intake
 from runtime.jetstream import checked_ack
@@ -39,6 +38,7 @@ from runtime.names import name_problem
 from runtime.overdue import overdue_alarms, overdue_rejections
 from runtime.rebuild import Rebuild, restore_chamber
 from runtime.specs import Specs
+from runtime.turns import Turns
 
 CHAMBER_READS_MAX: Final = 8
 PARTITION_READS_MAX: Final = 4
@@ -63,7 +63,7 @@ class State(Enum):
 
 
 class Session:
-    """Everything that lives as long as one connection. Make it with `open_session`."""
+    """Everything that lives as long as one connection, over memory that was settled for it."""
 
     def __init__(
         self,
@@ -81,16 +81,18 @@ class Session:
         self._names = settings.names
         self._intakes: dict[int, Intake] = {}
         self._routes: dict[bytes, tuple[str, Intake]] = {}
-        self._inbox: deque[Sample] = deque()
-        self._waiting: dict[str, list[Sample]] = {}
+        self._starts: dict[int, int] = {}
+        """The positions at which this session began."""
+        self._turns = Turns()
+        self._reading: dict[str, Sample] = {}
+        """Chambers that are being read from the history, with the report that waits for it."""
+        self._made_up: set[str] = set()
+        """Chambers of which nothing is overdue any more."""
         self._chamber_reads = asyncio.Semaphore(CHAMBER_READS_MAX)
         self._partition_reads = asyncio.Semaphore(PARTITION_READS_MAX)
         self._reply_inbox = connection.inbox()
         self._pump_scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._before: asyncio.Future[None] | None = None
-        self._catching_up = 0
-        """Batches that look for what a failure left undone; no other is launched meanwhile."""
         self._landing = asyncio.Event()
         self._idle = asyncio.Event()
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -109,6 +111,7 @@ class Session:
                 found.partition, stream, found.consumer, found.position, window, self._settings.pull_expires_s
             )
             self._intakes[found.partition] = intake
+            self._starts[found.partition] = found.position
             self._judge.epochs[found.partition] = found.epoch
             self._judge.positions[found.partition] = found.position
         unread = [p for p in self._intakes if self._cache.arena.partitions[p] == arenas.UNREAD]
@@ -162,8 +165,8 @@ class Session:
         counters, cache = self._counters, self._cache
         for intake in self._intakes.values():
             counters.set_lag(intake.partition, intake.lag + len(intake.pending))
-        counters.set(Counter.INBOX, len(self._inbox))
-        counters.set(Counter.WAITING, sum(len(samples) for samples in self._waiting.values()))
+        counters.set(Counter.INBOX, len(self._turns))
+        counters.set(Counter.WAITING, len(self._reading))
         counters.set(Counter.SLOTS_USED, cache.slots_used)
         counters.set(Counter.CHAMBERS, len(cache.chambers))
         counters.add(Counter.EVICTIONS, cache.evictions)
@@ -187,7 +190,7 @@ class Session:
         seq = int(tokens[at])
         if not intake.took(seq, int(tokens[at + 1]), int(tokens[at + 3])):
             return
-        self._inbox.append(Sample(name, intake.partition, seq, int(tokens[at + 2]), payload))
+        self._turns.arrive(Sample(name, intake.partition, seq, int(tokens[at + 2]), payload))
         self._schedule_pump()
 
     def _new_route(self, subject: bytes) -> tuple[str, Intake]:
@@ -220,19 +223,17 @@ class Session:
         """Judges what has come, as long as batches may be in flight."""
         self._pump_scheduled = False
         try:
-            while self._inbox and self._has_room():
+            while self.state in (State.SERVING, State.DRAINING) and self._flights.has_room:
+                samples = self._turns.take(self._settings.batch_reports_max)
+                if not samples:
+                    break
                 self._gate()
-                size = min(len(self._inbox), self._settings.batch_reports_max)
-                if not self._launch([self._inbox.popleft() for _ in range(size)]):
+                if not self._launch(samples):
                     break
         except Exception as error:
             self._break(error)  # one that is no DefenderError then ends the worker, not only the session
         if not self._in_hand():
             self._idle.set()
-
-    def _has_room(self) -> bool:
-        serving = self.state in (State.SERVING, State.DRAINING)
-        return serving and self._flights.has_room and not self._catching_up
 
     def _schedule_pump(self) -> None:
         if not self._pump_scheduled:
@@ -243,79 +244,59 @@ class Session:
         """Judges one batch and sends its verdicts off; False when it must wait for others to land."""
         counters = self._counters
         batch = self._judge.judge(samples)
-        self._inbox.extendleft(reversed(batch.left))
         settled = [*batch.judged, *batch.rejected, *batch.skipped]
-        if not settled and not batch.missing:
-            if self._flights.in_flight or self._waiting:
-                return False
-            self._judge.refuse(self._inbox.popleft(), batch)
+        if not settled and not batch.missing and not self._flights.in_flight and not self._reading:
+            self._judge.refuse(batch.left.pop(0), batch)
             settled = batch.rejected
+        self._turns.put_back(batch.left)
         counters.add(Counter.CACHE_HITS, len(settled))
         counters.add(Counter.CACHE_MISSES, len(batch.missing))
         for sample in batch.missing:
-            self._await_history(sample)
+            self._reading[sample.chamber] = sample
+            self._start(self._read_chamber(sample.chamber, sample.partition))
         if settled:
-            before, self._before = self._before, asyncio.get_running_loop().create_future()
-            self._catching_up += bool(batch.skipped)
-            stored = None if batch.skipped else self._send_verdicts(batch)
-            self._start(self._land(batch, settled, stored, before, self._before))
-        return True
+            stored = self._connection.start_all(batch.verdicts) if batch.verdicts else None
+            self._start(self._land(batch, settled, stored))
+        return bool(settled or batch.missing)
 
     # --- out: verdicts, alarms, history, acknowledgement ----------------------------------------
 
-    async def _land(
-        self,
-        batch: Batch,
-        settled: list[Sample],
-        stored: asyncio.Future[None] | None,
-        before: asyncio.Future[None] | None,
-        landed: asyncio.Future[None],
-    ) -> None:
-        """Sees one batch through to its acknowledgement; batches land in the order of their launch."""
-        if batch.skipped:
-            await self._catch_up(batch, before)
-            stored = self._send_verdicts(batch)
-            self._catching_up -= 1
-            self._schedule_pump()
+    async def _land(self, batch: Batch, settled: list[Sample], stored: asyncio.Future[None] | None) -> None:
+        """Sees one batch through to its acknowledgement. Batches land independently: no two have a chamber
+        in common."""
         if stored is not None:
             await within(stored, self._settings.request_timeout_s, "storing verdicts")
         stored_ns = time.time_ns()
         await self._history.append(batch.verdicts)
-        if before is not None:
-            await before  # a chamber's newest alarm tells that none before it is overdue
+        if batch.skipped:
+            await self._make_up(batch)
         self._gate()
-        await self._publish_alarms(batch.alarms)
+        if batch.alarms:
+            alarms = self._connection.start_all(batch.alarms, repeats=True)
+            await within(alarms, self._settings.request_timeout_s, "storing alarms")
         await self._publish_rejections(batch)
         self._gate()
         if batch.flight is not None:
             self._flights.confirm(batch.flight)
         self._acknowledge(settled)
-        landed.set_result(None)
+        self._turns.over(settled)
         self._count(batch, settled, stored_ns)
         self._landing.set()
         self._landing.clear()
-        if self._inbox:
+        if self._turns.may_take:
             self._schedule_pump()
 
-    async def _catch_up(self, batch: Batch, before: asyncio.Future[None] | None) -> None:
-        """What a failure left undone of the skipped samples. Before any later verdict is published: those
-        push the skipped ones out of a history of D reports, from which their alarms are made."""
-        alarms = await overdue_alarms(self._connection, self._history, self._settings, batch.skipped)
-        batch.rejections[:0] = overdue_rejections(batch.skipped, self._judge.limits, self._names)
-        if before is not None:
-            await before
-        self._gate()
-        await self._publish_alarms(alarms)
-        self._counters.add(Counter.ALARMS, len(alarms))
-        self._gate()
-
-    async def _publish_alarms(self, alarms: list[Message]) -> None:
-        if alarms:
-            stored = self._connection.start_all(alarms, repeats=True)
-            await within(stored, self._settings.request_timeout_s, "storing alarms")
-
-    def _send_verdicts(self, batch: Batch) -> asyncio.Future[None] | None:
-        return self._connection.start_all(batch.verdicts) if batch.verdicts else None
+    async def _make_up(self, batch: Batch) -> None:
+        """Adds what a failure left undone of the skipped reports, whose verdicts are stored."""
+        chambers = {
+            sample.chamber: (sample.partition, self._starts[sample.partition])
+            for sample in batch.skipped
+            if sample.chamber not in self._made_up
+        }
+        if chambers:
+            batch.alarms += await overdue_alarms(self._connection, self._history, self._settings, chambers)
+            self._made_up.update(chambers)
+        batch.rejections += overdue_rejections(batch.skipped, self._judge.limits, self._names)
 
     async def _publish_rejections(self, batch: Batch) -> None:
         replies = []
@@ -387,15 +368,8 @@ class Session:
         self._counters.add(Counter.REBUILT_REPORTS, rebuild.reports)
         return reports
 
-    def _await_history(self, sample: Sample) -> None:
-        """The report of a chamber that is not in memory waits; others go on."""
-        waiting = self._waiting.get(sample.chamber)
-        if waiting is None:
-            waiting = self._waiting[sample.chamber] = []
-            self._start(self._read_chamber(sample.chamber, sample.partition))
-        waiting.append(sample)
-
     async def _read_chamber(self, name: str, partition: int) -> None:
+        """The report of a chamber that is not in memory waits for this; others go on."""
         async with self._chamber_reads:
             rows = await self._history.load_chamber(partition, name)
             self._counters.add(Counter.HISTORY_READS, len(rows))
@@ -410,13 +384,13 @@ class Session:
                             f"({self._cache.arena.shape.slots} charts); raise CACHE_MB"
                         ) from None
                     await self._landing.wait()
-        self._inbox.extendleft(reversed(self._waiting.pop(name)))
+        self._turns.put_back([self._reading.pop(name)])
         self._schedule_pump()
 
     # --- small change ---------------------------------------------------------------------------
 
     def _in_hand(self) -> bool:
-        return bool(self._inbox or self._waiting or self._tasks)
+        return bool(len(self._turns) or self._reading or self._tasks)
 
     def _gate(self) -> None:
         if time.monotonic_ns() >= self._board.lease_deadline_ns:

@@ -7,7 +7,7 @@ of VERDICTS keeps its last D messages.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from runtime.bus import Reply
 from runtime.frames import Message
@@ -85,10 +85,9 @@ class MemoryHistory:
             decode_stored(row) for row in self.verdicts.of_subject(self._names.verdict(partition, chamber))
         ]
 
-    async def verdicts_of(self, partition: int, chamber: str, seqs: Iterable[int]) -> list[Verdict]:
-        wanted = set(seqs)
+    async def verdicts_after(self, partition: int, chamber: str, seq: int) -> list[Verdict]:
         rows = self.verdicts.of_subject(self._names.verdict(partition, chamber))
-        return [verdict for verdict in map(decode_verdict, rows) if verdict.seq in wanted]
+        return [verdict for verdict in map(decode_verdict, rows) if verdict.seq > seq]
 
     async def last_sequences(self, chambers: Mapping[str, int]) -> dict[str, int]:
         last = {}

@@ -6,7 +6,7 @@ production, Cassandra. Both pass the same contract tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from runtime.frames import Message
@@ -28,8 +28,8 @@ class History(Protocol):
     async def load_chamber(self, partition: int, chamber: str) -> list[StoredVerdict]:
         """A chamber's last D reports, oldest first; empty for a chamber that was never judged."""
 
-    async def verdicts_of(self, partition: int, chamber: str, seqs: Iterable[int]) -> list[Verdict]:
-        """The verdicts of these samples of a chamber that the history still has, oldest first."""
+    async def verdicts_after(self, partition: int, chamber: str, seq: int) -> list[Verdict]:
+        """A chamber's verdicts of samples after sequence *seq* that the history still has, oldest first."""
 
     async def last_sequences(self, chambers: Mapping[str, int]) -> dict[str, int]:
         """The last stored sample sequence of each chamber (name -> partition); 0 for one without."""

@@ -7,7 +7,7 @@ sequences, by the server's batched direct gets (one request, many replies).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -75,10 +75,9 @@ class JetStreamHistory:
     async def load_chamber(self, partition: int, chamber: str) -> list[StoredVerdict]:
         return [decode_stored(row) for row in await self._messages_of(partition, chamber)]
 
-    async def verdicts_of(self, partition: int, chamber: str, seqs: Iterable[int]) -> list[Verdict]:
-        wanted = set(seqs)
+    async def verdicts_after(self, partition: int, chamber: str, seq: int) -> list[Verdict]:
         verdicts = [decode_verdict(row) for row in await self._messages_of(partition, chamber)]
-        return [verdict for verdict in verdicts if verdict.seq in wanted]
+        return [verdict for verdict in verdicts if verdict.seq > seq]
 
     async def _messages_of(self, partition: int, chamber: str) -> list[bytes]:
         subject, stream = self._names.verdict(partition, chamber), self._names.verdicts_stream(partition)

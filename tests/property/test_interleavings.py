@@ -26,7 +26,7 @@ SPECS = {
     ]
 }
 SMOOTH = ("publish", "deliver", "launch", "launch", "store", "land", "land", "read")
-ROUGH = ("break", "die in kernel", "die in confirmation", "restart", "specs")
+ROUGH = ("break", "refuse", "die in kernel", "die in confirmation", "restart", "specs")
 
 steps = st.lists(
     st.tuples(st.one_of(*[st.sampled_from(SMOOTH)] * 5, st.sampled_from(ROUGH)), st.integers(1, 12)),
@@ -44,6 +44,8 @@ def act(world: World, step: str, size: int) -> None:
             world.launch(size)
         case "store":
             world.store(size)
+        case "refuse":
+            world.store(size, refusals=0.3)
         case "land":
             world.land()
         case "read":

@@ -21,7 +21,6 @@ import numpy as np
 from kernels import judge as kernel
 from runtime import arena as arenas
 from runtime.arena import Arena, Shape
-from runtime.bus import Connection
 from runtime.cache import Cache, CacheFull
 from runtime.config import Settings
 from runtime.examine import Limits
@@ -33,6 +32,7 @@ from runtime.names import Names, name_problem
 from runtime.overdue import overdue_alarms, overdue_rejections
 from runtime.rebuild import Rebuild, restore_chamber
 from runtime.specs import Specs
+from runtime.turns import Turns
 from tests.load import parsed
 from tests.memory_history import MemoryHistory, MemoryStream
 from tests.oracle import Oracle, Stored, Streams
@@ -61,8 +61,8 @@ class Landing:
     batch: Batch
     settled: list[Sample]
     unstored: deque[Message]
-    overdue: list[Message] | None
-    """Alarms that a failure left undone; they come before any verdict of the batch. None: no such."""
+    made_up: bool
+    """Whether what a failure left undone of its skipped reports was looked for."""
     alarmed: bool = False
     told: bool = False
 
@@ -131,9 +131,9 @@ class World:
 
     def die_in_kernel(self, size: int) -> None:
         """SIGKILL in the midst of a batch: its journal ends, a slot is torn, nothing is published."""
-        if not self.flights.has_room or not self.inbox:
+        if not self.flights.has_room:
             return
-        batch = self.judge.judge(self._taken(size))
+        batch = self.judge.judge(self.turns.take(size))
         flight = batch.flight
         if flight is not None:
             arena, region = self.arena, flight.region
@@ -165,7 +165,7 @@ class World:
 
     def die_in_confirmation(self) -> None:
         """SIGKILL after some columns of the confirmed rows were written."""
-        landing = self.landings[0] if self.landings else None
+        landing = self.rng.choice(self.landings) if self.landings else None
         if landing is None or not landing.told or landing.batch.flight is None:
             return
         rows = self.arena.chambers
@@ -187,9 +187,11 @@ class World:
         )
         self.judge = Judge(self.cache, self.flights, limits, "defender-0")
         self.epoch += 1
-        self.inbox: deque[Sample] = deque()
-        self.waiting: dict[str, list[Sample]] = {}
-        self.landings: deque[Landing] = deque()
+        self.starts: dict[int, int] = {}
+        self.turns = Turns()
+        self.reading: dict[str, Sample] = {}
+        self.made_up: set[str] = set()
+        self.landings: list[Landing] = []
         self.intakes: dict[int, Intake] = {}
         self.delivered: dict[int, int] = {}
         for partition, known in self.positions.items():
@@ -197,7 +199,7 @@ class World:
             position = known if self.rng.random() < 0.7 else self.rng.randrange(known + 1)
             self.intakes[partition] = Intake(partition, self.names.samples, "p", position, 64, 1.0)
             self.judge.epochs[partition], self.judge.positions[partition] = self.epoch, position
-            self.delivered[partition] = position
+            self.delivered[partition] = self.starts[partition] = position
             if self.arena.partitions[partition] == arenas.UNREAD:
                 rebuild = Rebuild(self.cache)
                 now(
@@ -229,69 +231,79 @@ class World:
                 except CacheFull:
                     self.arena.partitions[partition] = arenas.PARTLY
             if self.intakes[partition].took(found.seq, found.seq, 0):
-                self.inbox.append(Sample(found.chamber, partition, found.seq, found.time_ns, found.payload))
-
-    def _taken(self, size: int) -> list[Sample]:
-        return [self.inbox.popleft() for _ in range(min(size, len(self.inbox)))]
+                self.turns.arrive(Sample(found.chamber, partition, found.seq, found.time_ns, found.payload))
 
     def launch(self, size: int) -> bool:
         """Judges a batch; False when nothing could be done."""
-        catching_up = any(landing.overdue is not None for landing in self.landings)
-        if not self.flights.has_room or not self.inbox or len(self.landings) >= FLIGHTS or catching_up:
+        if not self.flights.has_room or len(self.landings) >= FLIGHTS:
             return False
-        batch = self.judge.judge(self._taken(size))
-        self.inbox.extendleft(reversed(batch.left))
+        samples = self.turns.take(size)
+        if not samples:
+            return False
+        batch = self.judge.judge(samples)
         settled = [*batch.judged, *batch.rejected, *batch.skipped]
-        if not settled and not batch.missing:
-            if self.flights.in_flight or self.waiting:
-                return False
-            self.judge.refuse(self.inbox.popleft(), batch)
+        if not settled and not batch.missing and not self.flights.in_flight and not self.reading:
+            self.judge.refuse(batch.left.pop(0), batch)
             settled = batch.rejected
+        self.turns.put_back(batch.left)
         for sample in batch.missing:
-            self.waiting.setdefault(sample.chamber, []).append(sample)
+            self.reading[sample.chamber] = sample
         if settled:
-            overdue = None
-            if batch.skipped:
-                connection = cast(Connection, self.alarms)
-                overdue = now(overdue_alarms(connection, self.history, self.settings, batch.skipped))
-                batch.rejections[:0] = overdue_rejections(batch.skipped, self.judge.limits, self.names)
-            self.landings.append(Landing(batch, settled, deque(batch.verdicts), overdue))
-        return True
+            self.landings.append(Landing(batch, settled, deque(batch.verdicts), not batch.skipped))
+        return bool(settled or batch.missing)
 
-    def store(self, messages: int) -> bool:
-        """The server stores the next verdicts in flight, in order."""
-        acted = False
+    def store(self, messages: int, refusals: float = 0.0) -> bool:
+        """The server stores the next verdicts in flight, in order; now and then it refuses one, and goes on.
+
+        The first refusal ends the session, but what is on its way is stored before that is noticed.
+        """
+        acted = refused = False
         for landing in self.landings:
-            while landing.unstored and landing.overdue is None and messages > 0:
+            while landing.unstored and messages > 0:
                 messages -= 1
                 acted = True
-                new = self.history.verdicts.store(landing.unstored.popleft())
-                assert new, "a verdict was published twice"
+                message = landing.unstored.popleft()
+                if self.rng.random() < refusals:
+                    refused = True
+                    continue
+                assert self.history.verdicts.store(message), "a verdict was published twice"
+        if refused:
+            self.break_session(stored=self.rng.randrange(30))
         return acted
 
     def land(self) -> bool:
-        """The next step of the oldest stored batch: alarms, rejections, confirmation with acknowledgement."""
-        landing = self.landings[0] if self.landings else None
-        if landing is None or (landing.unstored and landing.overdue is None):
+        """The next step of a stored batch: what is overdue, alarms, rejections, confirmation."""
+        stored = [landing for landing in self.landings if not landing.unstored]
+        if not stored:
             return False
-        if landing.overdue is not None:
-            for message in landing.overdue[: self.rng.randrange(len(landing.overdue) + 2)]:
+        landing = self.rng.choice(stored)
+        batch = landing.batch
+        if not landing.made_up:
+            self._make_up(batch)
+            landing.made_up = True
+        elif not landing.alarmed:
+            for message in batch.alarms[: self.rng.randrange(len(batch.alarms) + 2)]:
                 self.alarms.store(message)
-                landing.overdue.remove(message)
-            landing.overdue = landing.overdue or None
-            return True
-        if not landing.alarmed:
-            for message in landing.batch.alarms:
-                self.alarms.store(message)
-            landing.alarmed = True
+                batch.alarms.remove(message)
+            landing.alarmed = not batch.alarms
         elif not landing.told:
-            for one in landing.batch.rejections:
+            for one in batch.rejections:
                 headers = parsed(b"NATS/1.0\r\n" + one.headers)
                 self.rejected.store((one.subject, headers["Nats-Msg-Id"], one.payload), headers)
             landing.told = True
         else:
             self._confirm(landing)
         return True
+
+    def _make_up(self, batch: Batch) -> None:
+        chambers = {
+            sample.chamber: (sample.partition, self.starts[sample.partition])
+            for sample in batch.skipped
+            if sample.chamber not in self.made_up
+        }
+        batch.alarms += now(overdue_alarms(self.alarms, self.history, self.settings, chambers))
+        self.made_up.update(chambers)
+        batch.rejections += overdue_rejections(batch.skipped, self.judge.limits, self.names)
 
     def _confirm(self, landing: Landing) -> None:
         if landing.batch.flight is not None:
@@ -303,20 +315,21 @@ class World:
                 self.judge.positions[partition] = intake.position
                 if self.rng.random() < 0.8:  # an acknowledgement is not confirmed, and may get lost
                     self.positions[partition] = max(self.positions[partition], intake.position)
-        self.landings.popleft()
+        self.turns.over(landing.settled)
+        self.landings.remove(landing)
 
     def read_chamber(self) -> bool:
         """A chamber that reports wait for is read from the history."""
-        if not self.waiting:
+        if not self.reading:
             return False
-        name = self.rng.choice(list(self.waiting))
+        name = self.rng.choice(list(self.reading))
         partition = self.names.partition_of(name)
         try:
             restore_chamber(self.cache, name, partition, now(self.history.load_chamber(partition, name)))
         except CacheFull:
             assert self.flights.in_flight, "a chamber fits into an idle cache"
             return False
-        self.inbox.extendleft(reversed(self.waiting.pop(name)))
+        self.turns.put_back([self.reading.pop(name)])
         return True
 
     # --- the end --------------------------------------------------------------------------------
@@ -327,11 +340,11 @@ class World:
             self.deliver(8)
             acted = [self.launch(8), self.read_chamber(), self.store(100), self.land()]
             rest = any(m.seq > self.delivered[m.partition] for m in self.samples)
-            if not any(acted) and not rest and not self.inbox:
-                assert not self.waiting
+            if not any(acted) and not rest and not self.turns:
+                assert not self.reading
                 assert not self.landings
                 return
-        raise AssertionError(f"it does not end: {len(self.inbox)} in the inbox, {len(self.waiting)} wait")
+        raise AssertionError(f"it does not end: {len(self.turns)} not let through, {len(self.reading)} wait")
 
     def differences(self) -> list[str]:
         """Of the streams from the oracle's."""

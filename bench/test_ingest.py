@@ -26,18 +26,23 @@ from runtime.embedded import NatsServer
 from runtime.resources import ensure
 
 ROUNDS = 1 if QUICK else 5
+CHAMBERS = {1: 2_000, 50: 200}
+"""By charts a report: 2,000 or 10,000 charts, a tenth to two thirds of the worker's cache. One report of a
+chamber is judged at a time, so very few chambers are slower; 20 of them are measured too."""
 
 
 def settings_of(server: NatsServer) -> Settings:
     return settings_for(server, partitions=16, workers=1)
 
 
-async def defender_round(server: NatsServer, count: int, charts: int) -> tuple[float, float, int]:
+async def defender_round(
+    server: NatsServer, count: int, charts: int, chambers: int
+) -> tuple[float, float, int]:
     """(reports/s, bytes of a verdict, checksum of the reports)."""
     settings = settings_of(server)
     async with connected(settings) as connection:
         await ensure(connection, settings)
-        checksum = await fill_samples(connection, settings, reports(count, charts))
+        checksum = await fill_samples(connection, settings, reports(count, charts, chambers=chambers))
         with Pod(settings) as pod:
             rate = await rate_of(connection, settings.stream_verdicts, count)
             size = pod.metric("defender_published_bytes_total") / max(
@@ -46,12 +51,12 @@ async def defender_round(server: NatsServer, count: int, charts: int) -> tuple[f
         return rate, size, checksum
 
 
-async def bare_round(server: NatsServer, count: int, charts: int, size: int) -> float:
+async def bare_round(server: NatsServer, count: int, charts: int, chambers: int, size: int) -> float:
     """Messages/s of the bare loop over the same reports."""
     settings = settings_of(server)
     async with connected(settings) as connection:
         await ensure(connection, settings)
-        await fill_samples(connection, settings, reports(count, charts))
+        await fill_samples(connection, settings, reports(count, charts, chambers=chambers))
         arguments = ["ingest", msgspec.json.encode(settings).decode(), str(count), str(size)]
         bare = await asyncio.create_subprocess_exec(
             sys.executable, "bench/bare.py", *arguments, stdout=asyncio.subprocess.PIPE
@@ -71,9 +76,9 @@ def test_ingest(benchmark: Any, charts: int, count: int) -> None:
     bare: list[float] = []
 
     async def both() -> int:
-        rate, size, checksum = await defender_round(server, count, charts)
+        rate, size, checksum = await defender_round(server, count, charts, CHAMBERS[charts])
         rates.append(rate)
-        bare.append(await bare_round(server, count, charts, int(size)))
+        bare.append(await bare_round(server, count, charts, CHAMBERS[charts], int(size)))
         return checksum
 
     with NatsServer() as server:
@@ -103,3 +108,15 @@ def test_ingest(benchmark: Any, charts: int, count: int) -> None:
             baseline=note,
             met=per_s >= 300_000,
         )
+
+
+def test_ingest_of_few_chambers(benchmark: Any) -> None:
+    """What it costs that one report of a chamber is judged at a time, where chambers are few."""
+    count, rates = (5_000 if QUICK else 20_000), []
+
+    async def one() -> None:
+        rates.append((await defender_round(server, count, 1, 20))[0])
+
+    with NatsServer() as server:
+        benchmark.pedantic(lambda: uvloop.run(one()), rounds=1 if QUICK else 3)
+    figure("ingest, 1 sample a report, 20 chambers", f"{statistics.median(rates):,.0f} reports/s")

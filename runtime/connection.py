@@ -52,6 +52,8 @@ finally:
     if _hide_aiohttp:
         del _modules["aiohttp"]
 
+from runtime.parser import HotParser  # noqa: E402  (imports nats, which must not find aiohttp)
+
 TOUCHED: Final = (
     "_flush_queue",
     "_max_payload",
@@ -59,6 +61,7 @@ TOUCHED: Final = (
     "_pending_data_size",
     "_process_connect_init",
     "_process_msg",
+    "_ps",
     "_process_op_err",
     "_send_command",
     "_send_unsubscribe",
@@ -93,23 +96,28 @@ class Connection(nats.aio.client.Client):
         self.established = False
         """Set by `runtime.bus.connect` when the session stands; hooks and the log are silent before."""
         self._closing: asyncio.Task[None] | None = None
-        self._taps: dict[int, Deliver] = {}
+        self.taps: dict[int, Deliver] = {}
+        """What `tap` made, by the subscription's number; for the parser."""
         self._replies: dict[bytes, asyncio.Future[Reply]] = {}
         self._several: dict[bytes, list[Reply]] = {}
         self._acks: dict[bytes, _Acks] = {}
         self._tokens = itertools.count(1)
         self._inbox = b""
         self._prefix_length = 0
+        self._ps = HotParser(self)
 
     # --- what nats-py calls ---------------------------------------------------------------------
 
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        deliver = self._taps.get(sid)
-        if deliver is None:
-            await super()._process_msg(sid, subject, reply, data, headers)
-            return
+    async def pass_on(self, sid: int, subject: bytes, reply: bytes, payload: bytes, headers: bytes) -> None:
+        """Called by the parser for a message that no tap takes."""
+        await self._process_msg(sid, subject, reply, payload, headers)
+
+    def dispatch(
+        self, deliver: Deliver, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None
+    ) -> None:
+        """Called by the parser for a message of a tap."""
         try:
-            deliver(subject, reply, data, headers)
+            deliver(subject, reply, payload, headers)
         except Exception as error:
             # nats-py's reader would die of it in silence, with the connection open.
             self._fail(error)
@@ -151,14 +159,14 @@ class Connection(nats.aio.client.Client):
         self._require_connected()
         self._sid += 1
         sid = self._sid
-        self._taps[sid] = deliver
+        self.taps[sid] = deliver
         self._subs[sid] = nats.aio.subscription.Subscription(self, sid, subject)
         self.write(b"SUB %b  %d\r\n" % (subject.encode(), sid))
         return sid
 
     async def untap(self, sid: int) -> None:
         """No call of the tap's function after this returns; messages under way are dropped."""
-        self._taps.pop(sid, None)
+        self.taps.pop(sid, None)
         if self._subs.pop(sid, None) is not None and self.is_connected:
             await self._send_unsubscribe(sid)
 

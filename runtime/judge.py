@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from kernels import judge as kernel
@@ -40,7 +41,7 @@ REASONS_BYTES_MAX: Final = 4_096
 """Of the reasons that one rejected report carries in its headers."""
 
 
-class Sample(NamedTuple):
+class Sample(Struct, frozen=True, gc=False):
     """One message of the stream SAMPLES, as it was delivered."""
 
     chamber: str
@@ -55,7 +56,7 @@ class Sample(NamedTuple):
         return self.partition, self.seq
 
 
-class _Report(NamedTuple):
+class _Report(Struct, gc=False):
     """A decoded report on its way through the batch; its samples are ``[first, first + len(charts))``."""
 
     sample: Sample
@@ -415,11 +416,12 @@ class _Work:
         found: list[int] = np.unique(np.searchsorted(ends, samples, side="right")).tolist()
         return found
 
-    def by_report(self, column: list[Any]) -> list[list[Any]]:
+    def by_report(self, column: list[Any]) -> Iterable[Sequence[Any]]:
         """A column over all samples, cut into the reports' parts; a reset has none."""
         if len(column) == len(self.reports) and not self._resets and self._singles:
-            return [[value] for value in column]  # a third of the time that slices take
-        parts, first = [], 0
+            return zip(column, strict=True)  # tuples of one, at a fifth of the time that slices take
+        parts: list[list[Any]] = []
+        first = 0
         for report in self.reports:
             last = first + len(report.charts.slots)
             parts.append(column[first:last] if report.reset is None else [])

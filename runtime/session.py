@@ -43,6 +43,7 @@ from runtime.turns import Turns
 CHAMBER_READS_MAX: Final = 8
 PARTITION_READS_MAX: Final = 4
 """Reads from the history at the same time; of a partition up to 8 MB are under way."""
+BATCH_REPORTS_MIN: Final = 16
 ROUTES_MAX: Final = 200_000
 TICK_S: Final = 0.25
 
@@ -224,7 +225,7 @@ class Session:
         self._pump_scheduled = False
         try:
             while self.state in (State.SERVING, State.DRAINING) and self._flights.has_room:
-                samples = self._turns.take(self._settings.batch_reports_max)
+                samples = self._turns.take(self._batch_reports_max())
                 if not samples:
                     break
                 self._gate()
@@ -234,6 +235,12 @@ class Session:
             self._break(error)  # one that is no DefenderError then ends the worker, not only the session
         if not self._in_hand():
             self._idle.set()
+
+    def _batch_reports_max(self) -> int:
+        """Where chambers are few, a batch must leave some of them for the other batches in flight."""
+        settings = self._settings
+        share = len(self._cache.chambers) // settings.batches_in_flight_max
+        return min(settings.batch_reports_max, max(BATCH_REPORTS_MIN, share))
 
     def _schedule_pump(self) -> None:
         if not self._pump_scheduled:

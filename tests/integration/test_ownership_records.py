@@ -194,7 +194,7 @@ async def test_an_owner_that_was_overtaken_while_it_acquired_is_fenced(settings:
     async with connected(settings) as connection:
         await ensure(connection, settings)
         slow, fast = ownership(connection, settings), ownership(connection, settings, 1)
-        entry = await slow._write_owner(7)
+        entry = await slow._write_owner(7, worker=0)
         overtaking = (await fast.acquire([7]))[7]
         with pytest.raises(Fenced, match=str(overtaking.epoch)):
             await slow._attach(7, entry, await slow._told(0), 100)

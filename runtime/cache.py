@@ -165,27 +165,13 @@ class Cache:
         found.revision = self.revision
         return found
 
-    def forget_stale(self, chamber: Chamber) -> int:
-        """Frees the charts of an unpinned chamber that its last *depth* reports did not bring."""
-        assert chamber.pins == 0, "slots of a chamber in flight must stay"
-        newest = self.arena.state["newest"]
-        stale = {
-            name: slot
-            for name, slot in chamber.slots.items()
-            if int(newest[slot]) + self.depth <= chamber.ordinal
-        }
-        self._free(list(stale.values()))
-        for name in stale:
-            del chamber.slots[name]
-        if stale:
-            chamber.lists.clear()
-        return len(stale)
-
     def _match(self, chamber: Chamber, charts: ChartList) -> None:
         charts.spec_ids = array("i", [self.specs.match(chamber.name, name)[0] for name in charts.names])
         charts.revision = self.revision
 
     def _allocate(self, chamber: Chamber, names: list[str]) -> None:
+        if len(self._free_slots) < len(names) and chamber.pins <= 1:
+            self._forget_stale(chamber)
         if len(self._free_slots) < len(names):
             chamber.pins += 1  # not this one
             try:
@@ -198,6 +184,23 @@ class Cache:
         for name, slot in zip(names, slots, strict=True):
             keys[slot] = (name.encode(), chamber.row, 1)
             chamber.slots[name] = slot
+
+    def _forget_stale(self, chamber: Chamber) -> None:
+        """Frees the charts that a chamber's last *depth* reports did not bring: they would start anew anyhow.
+
+        Nothing of the chamber may be in flight, nor resolved already in the batch that is being made.
+        """
+        state = self.arena.state
+        stale = {
+            name: slot
+            for name, slot in chamber.slots.items()
+            if state["length"][slot] and int(state["newest"][slot]) + self.depth <= chamber.ordinal
+        }
+        if stale:
+            self._free(list(stale.values()))
+            for name in stale:
+                del chamber.slots[name]
+            chamber.lists.clear()
 
     def _free(self, slots: list[int]) -> None:
         if slots:

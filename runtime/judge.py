@@ -6,7 +6,7 @@ Each report of a batch ends in exactly one place:
     rejected  nothing of it can be judged; the original bytes go to REJECTED with the reasons
     skipped   its verdict is stored already (it came again after a failure)
     missing   its chamber is not in memory; it waits for the history, in order
-    left      no room in this batch or in the cache while others are in flight
+    left      no room in this batch or in the cache while others are in flight, or a second one of a chamber
 
 A report of which only some charts are bad is judged for the good ones *and* goes to REJECTED.
 """
@@ -135,7 +135,6 @@ class Judge:
     ) -> None:
         get, room = self.cache.chambers.get, self._out.size
         missing: set[str] = set()
-        newest = work.newest
         for at, sample in enumerate(samples):
             chamber = get(sample.chamber)
             if chamber is None and name_problem(sample.chamber) is not None:
@@ -146,12 +145,14 @@ class Judge:
                 batch.missing.append(sample)
                 missing.add(sample.chamber)
                 continue
-            if sample.seq <= newest.get(chamber, chamber.seq):
+            if chamber in work.chambers:
+                batch.left.extend(samples[at:])
+                return
+            if sample.seq <= chamber.seq:
                 batch.skipped.append(sample)
                 continue
-            if chamber not in newest:
-                chamber.pins += 1  # what the batch has resolved must not be evicted by what comes later in it
-                newest[chamber] = chamber.seq
+            chamber.pins += 1  # what the batch has resolved must not be evicted by what comes later in it
+            work.chambers.append(chamber)
             try:
                 fits = self._one(sample, chamber, batch, work, examined, room)
             except CacheFull:
@@ -159,7 +160,6 @@ class Judge:
             if not fits:
                 batch.left.extend(samples[at:])
                 return
-            newest[chamber] = sample.seq
             chamber.referenced = True
 
     def _one(
@@ -353,8 +353,8 @@ class _Work:
         self.counts: array[float] = array("d")
         self.units: array[float] = array("d")
         self._resets: list[tuple[int, int]] = []
-        self.newest: dict[Chamber, int] = {}
-        """The chambers of the batch, pinned, with the sequence of their newest report in it."""
+        self.chambers: list[Chamber] = []
+        """The chambers of the batch, each once, and pinned."""
         self._singles = True
         """Every report has exactly one sample."""
 
@@ -383,9 +383,9 @@ class _Work:
         self.reports.append(_Report(sample, chamber, charts, known.at_ns, known.run, known.reset))
 
     def unpin(self) -> None:
-        for chamber in self.newest:
+        for chamber in self.chambers:
             chamber.pins -= 1
-        self.newest.clear()
+        self.chambers.clear()
 
     def columns(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.uint8]]:
         """(counts, units, ops) of every sample."""

@@ -98,6 +98,9 @@ def test_a_successor_finds_what_was_confirmed_and_a_half_read_chamber_is_free() 
     assert (found.chambers["A"].seq, found.chambers["A"].ordinal) == (7, 1)
     assert found.chambers["A"].slots == judge.cache.chambers["A"].slots
     assert found.slots_used == 2
+    found.add("C", 0)
+    found.add("D", 0)
+    assert found.evictions == 0, "the half-read one left its row"
 
 
 def test_memory_of_another_shape_is_forgotten() -> None:
@@ -106,6 +109,9 @@ def test_memory_of_another_shape_is_forgotten() -> None:
     other = Arena(memory.fd, Shape(1, 9, 3, 4, flights=2, reports=8, samples=64))
     assert not other.kept
     assert Cache(other, NAMES, Specs(), 0, DEPTH).chambers == {}
+    known(judge_over(other), "B")
+    other.header[1] += 1  # of another version of the layout, and as large by chance
+    assert Cache(Arena(other.fd, other.shape), NAMES, Specs(), 0, DEPTH).chambers == {}
 
 
 def test_a_report_that_will_be_rejected_takes_no_slots() -> None:

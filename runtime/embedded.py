@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import json
 import os
 import shutil
@@ -28,14 +27,13 @@ from types import TracebackType
 from typing import Final, Self
 
 from runtime.errors import ServerUnreachable, SettingsError
+from runtime.lifeline import die_with
 from runtime.names import Names
 
 HOST: Final = "127.0.0.1"
 START_S_MAX: Final = 20.0
 STOP_S_MAX: Final = 10.0
 _POLL_S: Final = 0.005
-_PR_SET_PDEATHSIG: Final = 1
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def server_binary() -> str:
@@ -60,13 +58,6 @@ def sharding_mapping(names: Names) -> tuple[str, str]:
     """The account mapping (source, destination) that a sharded fleet needs on its server."""
     source = f"{names.root}.sample.*"
     return source, f"{names.root}.in.{{{{partition({names.partitions},1)}}}}.{{{{wildcard(1)}}}}"
-
-
-def _die_with_parent(parent_pid: int) -> None:
-    """Runs in the child between fork and exec."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class NatsServer:
@@ -189,7 +180,7 @@ class NatsServer:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=lambda: _die_with_parent(parent_pid),
+            preexec_fn=lambda: die_with(parent_pid),
         )
 
     def _starting(self) -> Iterator[float]:

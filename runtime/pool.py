@@ -259,6 +259,7 @@ class Pool:
 
     def _let_go(self, handle: WorkerHandle) -> None:
         loop = asyncio.get_running_loop()
+        handle.serving = None
         if handle.pipe is not None:
             loop.remove_reader(handle.pipe.fileno())
             handle.pipe.close()

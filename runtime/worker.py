@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import faulthandler
 import gc
+import multiprocessing
 import os
 import signal
 import sys
@@ -35,11 +35,11 @@ from runtime.fork import Start
 from runtime.history.jetstream import JetStreamHistory
 from runtime.jetstream import Disconnected
 from runtime.judge import BATCH_SAMPLES_MAX, Judge
+from runtime.lifeline import die_with_parent
 from runtime.session import TICK_S, Session, State
 from runtime.specs import Specs
 from runtime.specs import decode as decode_specs
 
-_PR_SET_PDEATHSIG: Final = 1
 GC_THRESHOLD: Final = 50_000
 """Objects made before the collector looks: a batch makes some ten thousand, and frees them by itself."""
 _FINAL: Final = (Fenced, CacheTooSmall)
@@ -60,7 +60,7 @@ def shape_of(settings: Settings) -> Shape:
 
 def main(start: Start) -> None:
     """The worker's process, from fork to exit."""
-    _die_with_parent()
+    _die_with_fork_server()
     faulthandler.enable()  # SIGABRT from the supervisor leaves the stacks in the log
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the supervisor drains us; the platform signals the group
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -75,8 +75,11 @@ def main(start: Start) -> None:
     os._exit(code)  # nothing of the fork server's is to be torn down here
 
 
-def _die_with_parent() -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+def _die_with_fork_server() -> None:
+    die_with_parent()
+    supervisor = multiprocessing.parent_process()
+    if os.getppid() in (1, supervisor.pid if supervisor is not None else 1):
+        os._exit(75)  # the fork server died before the line above: nobody would know of this worker
 
 
 class Worker:

@@ -7,7 +7,6 @@ so that Ctrl-C reaches only the one that stops the others in order.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import shutil
 import signal
@@ -30,12 +29,11 @@ from runtime.connection import Connection
 from runtime.demo.plan import Plan, Word, environment, settings_of, specs
 from runtime.embedded import NatsServer, server_binary
 from runtime.errors import DefenderError, SettingsError
+from runtime.lifeline import die_with
 
 LEAVE_S_MAX: Final = 12.0
 LOG_LINES_SHOWN: Final = 3
 _FOLLOW_S: Final = 0.02
-_PR_SET_PDEATHSIG: Final = 1
-_libc = ctypes.CDLL(None, use_errno=True)
 _words = msgspec.json.Decoder(Word)
 
 
@@ -237,13 +235,6 @@ async def _start(*arguments: str, environ: dict[str, str], **pipes: Any) -> asyn
         *arguments,
         env=environ,
         start_new_session=True,
-        preexec_fn=lambda: _die_with_parent(parent_pid),
+        preexec_fn=lambda: die_with(parent_pid),
         **{"stdin": asyncio.subprocess.DEVNULL, **pipes},
     )
-
-
-def _die_with_parent(parent_pid: int) -> None:
-    """Runs in the child between fork and exec."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        os.kill(os.getpid(), signal.SIGKILL)

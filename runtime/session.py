@@ -97,6 +97,8 @@ class Session:
         self._landing = asyncio.Event()
         self._idle = asyncio.Event()
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._heard = False
+        """Whether the server sent anything for the pulls since the last tick."""
         self._heard_at = time.monotonic()
 
     # --- the supervisor's words -----------------------------------------------------------------
@@ -172,7 +174,10 @@ class Session:
         counters.set(Counter.CHAMBERS, len(cache.chambers))
         counters.add(Counter.EVICTIONS, cache.evictions)
         cache.evictions = 0
-        silence_s = time.monotonic() - self._heard_at
+        now_s = time.monotonic()
+        if self._heard:
+            self._heard, self._heard_at = False, now_s
+        silence_s = now_s - self._heard_at
         if self.state is State.SERVING and silence_s > self._settings.pull_expires_s + 5.0:
             self._break(SessionBroken(f"no pull was answered for {silence_s:.0f} s"))
 
@@ -182,6 +187,7 @@ class Session:
         if headers is not None and not reply:
             self._pull_status(subject, headers)
             return
+        self._heard = True
         route = self._routes.get(subject)
         if route is None:
             route = self._new_route(subject)
@@ -211,7 +217,7 @@ class Session:
         return name, intake
 
     def _pull_status(self, subject: bytes, headers: bytes) -> None:
-        self._heard_at = time.monotonic()
+        self._heard = True
         intake, left = self._intakes[int(subject.rpartition(b".")[2])], pull_left(headers)
         if left is None:
             why = headers.split(b"\r\n", 1)[0].decode()

@@ -298,7 +298,7 @@ def decode_stored(payload: bytes) -> StoredVerdict:
     )
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _column(kind: str, packed: bytes) -> array[Any]:
     """A MessagePack list as an array; not to be changed. From run to run most columns are the same bytes:
     a rebuild then looks them up (0.4 µs) and does not decode them (6 µs for 150 charts)."""

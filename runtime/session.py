@@ -43,7 +43,7 @@ from runtime.turns import Turns
 CHAMBER_READS_MAX: Final = 8
 PARTITION_READS_MAX: Final = 4
 """Reads from the history at the same time; of a partition up to 8 MB are under way."""
-BATCH_REPORTS_MIN: Final = 16
+BATCH_REPORTS_MIN: Final = 64
 ROUTES_MAX: Final = 200_000
 TICK_S: Final = 0.25
 

@@ -17,7 +17,10 @@ from runtime.specs import Specs
 from runtime.wire import Reason
 
 REPORTS_MIN: Final = 1_000
-CHAMBERS_DEFAULT_MAX: Final = 40
+CHAMBERS_USUAL: Final = 40
+CHAMBER_REPORTS_A_SECOND: Final = 20
+"""By default the fab has so many chambers that none reports more often: one report of a chamber is judged at
+a time, and no real chamber finishes a run every millisecond."""
 RUNS_DEFAULT: Final = 300
 RUNS_MIN: Final = 150
 """Mean runs of a chamber. Phase I takes 25 and the first maintenance comes at run 120; some chambers run
@@ -97,7 +100,8 @@ def planned(seconds: float, rate: float, chambers: int | None, seed: int, worker
         )
     most = reports // RUNS_MIN
     if chambers is None:
-        chambers = max(4, min(CHAMBERS_DEFAULT_MAX, reports // RUNS_DEFAULT))
+        usual = max(CHAMBERS_USUAL, round(rate / CHAMBER_REPORTS_A_SECOND))
+        chambers = max(4, min(usual, reports // RUNS_DEFAULT))
     elif chambers > most:
         raise InputError(
             f"--chambers {chambers} leaves each chamber {reports / chambers:.0f} of the {reports:,} reports; "

@@ -129,12 +129,18 @@ class Show:
         late_s = self.plan.seconds + START_S_MAX
         await self._until(lambda: self._finished is not None, late_s, "the publisher did not end", tasks)
         self.phase = Phase.SETTLING
-        deadline_s = time.monotonic() + SETTLE_S_MAX
-        while self.ledger.unsettled and time.monotonic() < deadline_s:
+        left, deadline_s = self.ledger.unsettled, time.monotonic() + SETTLE_S_MAX
+        if left > self.plan.rate:
+            text = f"{left:,} reports wait: more come at this rate than this machine judges"
+            self._tell(text, is_trouble=True)
+        while left and time.monotonic() < deadline_s:
             self._check(tasks)
             await asyncio.sleep(_POLL_S)
+            if self.ledger.unsettled < left:
+                left, deadline_s = self.ledger.unsettled, time.monotonic() + SETTLE_S_MAX
         if self.ledger.unsettled:
-            text = f"{self.ledger.unsettled} reports not accounted for {SETTLE_S_MAX:g} s after the last one"
+            left = self.ledger.unsettled
+            text = f"{left} reports not accounted for {SETTLE_S_MAX:g} s after the last verdict"
             self._tell(text, is_trouble=True)
         else:
             self._tell(f"all {self.ledger.reports:,} reports are accounted for")

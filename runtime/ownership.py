@@ -11,7 +11,8 @@ everything is stored, and then deletes the partition's older consumers: whoever 
 gets an error and stops.
 
 Positions are told in several places: the ack floor of an older consumer, the record of an owner that
-released, the newest verdict. Each is a lower bound of the truth, so the largest counts.
+released, the newest verdict. Each is a lower bound of the truth, so the largest counts. Consumers live in
+the server's memory (32 are made in 10 ms, on disk in 60-115 ms); after its restart the verdicts tell.
 """
 
 from __future__ import annotations
@@ -237,8 +238,8 @@ class Ownership:
         if newer:
             await self._require_latest(partition, epoch, max(newer))
         position = max(decode(entry.value).position, *floors.values(), 0)
-        if not floors and not position:
-            position = await self._position_of_verdicts(partition)
+        if not floors:
+            position = max(position, await self._position_of_verdicts(partition))
         if position > told.last_seq:
             _LOG.error(
                 "positions are ahead of the samples: was the stream made anew, or did the server lose "
@@ -292,6 +293,7 @@ class Ownership:
             "ack_wait": ACK_WAIT_S * 10**9,
             "max_ack_pending": ack_pending_max,
             "max_deliver": -1,
+            "mem_storage": True,
         }
         await self._connection.api(
             f"CONSUMER.CREATE.{stream}.{name}",

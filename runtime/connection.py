@@ -27,7 +27,7 @@ from typing import Any, Final, TypeVar, cast
 import msgspec
 
 from runtime.errors import DefenderError
-from runtime.frames import Message, frame_hpub, frame_pub, frame_stored, status_of
+from runtime.frames import Message, frame_hpub, frame_pub, frames_stored, status_of
 from runtime.jetstream import (
     Disconnected,
     NoAnswer,
@@ -246,17 +246,11 @@ class Connection(nats.aio.client.Client):
         against 0.4 k/s one at a time, 63 k/s against 29 k/s at 500. The server stages each atomic batch in a
         store of its own on disk, 1.6 ms of its time.
         """
-        for message in messages:
-            self._require_fits(message[2])
+        self._require_fits(max((message[2] for message in messages), key=len))
         token, stored = self._expect()
         self._acks[token] = _Acks(len(messages), stored, repeats)
         stored.add_done_callback(lambda _: self._acks.pop(token, None))
-        reply = self._inbox + b"." + token
-        frames = [
-            frame_stored(subject.encode(), identity.encode(), payload, reply)
-            for subject, identity, payload in messages
-        ]
-        self._write_asked(stored, b"".join(frames))
+        self._write_asked(stored, frames_stored(messages, self._inbox + b"." + token))
         return cast(asyncio.Future[None], stored)
 
     async def cut(self) -> None:

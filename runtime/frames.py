@@ -64,6 +64,19 @@ def frame_stored(subject: bytes, msg_id: bytes, payload: bytes, reply: bytes = b
     return frame_hpub(subject, b"Nats-Msg-Id:%b\r\n" % msg_id, payload, reply)
 
 
+def frames_stored(messages: list[Message], reply: bytes) -> bytes:
+    """The frames of messages with IDs that are all answered on *reply*; one formatting a message."""
+    frames = []
+    for subject, identity, payload in messages:
+        headers = f"NATS/1.0\r\nNats-Msg-Id:{identity}\r\n\r\n".encode()
+        size = len(headers)
+        frames.append(
+            b"HPUB %b %b %d %d\r\n%b%b\r\n"
+            % (subject.encode(), reply, size, size + len(payload), headers, payload)
+        )
+    return b"".join(frames)
+
+
 def backoff_s(attempt: int, first_s: float, most_s: float, random: Random) -> float:
     """Pause before try *attempt* (0, 1, …): doubling up to *most_s*, its upper half drawn at random."""
     whole_s = min(most_s, first_s * 2.0 ** min(attempt, 30))

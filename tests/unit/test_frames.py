@@ -12,6 +12,7 @@ from runtime.frames import (
     frame_hpub,
     frame_pub,
     frame_stored,
+    frames_stored,
     header,
     status_of,
 )
@@ -22,6 +23,12 @@ def test_a_frame_counts_its_bytes() -> None:
     assert frame_pub(b"a.b", b"", b"r.1") == b"PUB a.b r.1 0\r\n\r\n"
     assert frame_hpub(b"a", b"K:v\r\n", b"xyz") == b"HPUB a  17 20\r\nNATS/1.0\r\nK:v\r\n\r\nxyz\r\n"
     assert b"Nats-Msg-Id:7\r\n" in frame_stored(b"a", b"7", b"")
+
+
+def test_frames_of_messages_with_ids_are_those_of_each_by_itself() -> None:
+    messages = [("a.1", "S:7", b"x" * 300), ("ä", "S:8", b"")]
+    one_by_one = [frame_stored(s.encode(), i.encode(), payload, b"r.1") for s, i, payload in messages]
+    assert frames_stored(messages, b"r.1") == b"".join(one_by_one)
 
 
 def test_headers_are_found_by_their_whole_name() -> None:

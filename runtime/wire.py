@@ -33,7 +33,6 @@ UNITS_MAX: Final = 2.0**40
 CHARTS_MAX: Final = 4096
 RUN_CHARACTERS_MAX: Final = 256
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_NS_MAX: Final = 2**63 - 1
 
 Time = Annotated[datetime, Meta(tz=True)] | int
 

@@ -22,7 +22,8 @@ from runtime.bus import Connection, connect, frame_pub
 from runtime.config import Settings
 from runtime.history import jetstream
 from runtime.intake import Intake
-from runtime.ownership import Owner, Ownership
+from runtime.ownership import Ownership
+from runtime.ownership_record import Owner
 
 
 class Ingest:
@@ -41,7 +42,7 @@ class Ingest:
     async def run(self) -> None:
         settings, names = self.settings, self.settings.names
         ownership = Ownership(self.connection, settings, Owner("bare", "bare"), random=Random(1))
-        acquired = await ownership.acquire(range(settings.partitions))
+        acquired = await ownership.take_over(range(settings.partitions))
         window = settings.prefetch_reports_max // settings.partitions
         for one in acquired.values():
             self.intakes[one.partition] = Intake(

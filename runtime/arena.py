@@ -3,7 +3,8 @@
 Sections, each aligned to a cache line, found again by a successor from the header alone:
 
     header    magic, layout version, sizes
-    partitions u1[partitions]     how much of a partition's history was read
+    partitions u1[partitions]     how much of a partition's history was read, and
+    epochs    u8[partitions]      with which epoch it was served last
     chambers  CHAMBER[chambers]   what is stored of each chamber: last published sequence, report number
     keys      KEY[slots]          which chart a slot is
     state     SLOT[slots]         the charts' state, and
@@ -31,7 +32,7 @@ from kernels.state import ENTRY, JOURNAL, SLOT, SUMS
 from runtime.names import NAME_BYTES_MAX
 
 MAGIC: Final = 0x7466_6463_6361_6368
-LAYOUT_VERSION: Final = 1
+LAYOUT_VERSION: Final = 2
 _LINE: Final = 64
 _MB: Final = 1_000_000
 
@@ -79,6 +80,7 @@ class Shape:
         return [
             ("header", np.dtype("u8"), (16,)),
             ("partitions", np.dtype("u1"), (self.partitions,)),
+            ("epochs", np.dtype("u8"), (self.partitions,)),
             ("chambers", CHAMBER, (self.chambers,)),
             ("keys", KEY, (self.slots,)),
             ("state", SLOT, (self.slots,)),
@@ -107,6 +109,7 @@ class Arena:
     """The sections as arrays over one mapping; attach to the same descriptor to find them again."""
 
     partitions: NDArray[np.uint8]
+    epochs: NDArray[np.uint64]
     chambers: NDArray[Any]
     keys: NDArray[Any]
     state: NDArray[Any]
@@ -141,6 +144,7 @@ class Arena:
     def wipe(self) -> None:
         """Forgets every chamber and chart. The windows stay as they are: nothing reads an unused slot."""
         self.partitions[:] = UNREAD
+        self.epochs[:] = 0
         self.chambers["used"] = FREE
         self.keys["used"] = FREE
         self.flights["state"] = 0

@@ -6,14 +6,16 @@ Writes are decided by the server's comparison of revisions, never by a read befo
 A key that is deleted, or that expired with a marker, has no value but has a revision, and the server
 compares with that: `create` takes it from there, so that an expired claim can be taken at once.
 
-`watch` keeps a `View`: events as they come, and all keys read anew at intervals, so that a missed event
-heals.
+`watch` keeps a `View`: events as they come, and all keys read anew at intervals, after a reconnection and
+when the server falls silent, so that a missed event heals. So does a bucket that was deleted and made anew,
+whose revisions start at 1 again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from base64 import b64decode
 from collections.abc import Callable
 from enum import Enum
 from random import Random
@@ -22,8 +24,10 @@ from typing import Any, Final, Literal, NamedTuple
 from runtime import log
 from runtime.bus import (
     TRANSIENT,
+    ApiError,
     Connection,
     Disconnected,
+    NotFound,
     Reply,
     WrongLastSequence,
     backoff_s,
@@ -35,6 +39,11 @@ from runtime.bus import (
 from runtime.errors import DefenderError
 
 REREAD_S: Final = 10.0
+IDLE_BEAT_S: Final = 2.0
+"""The server tells at this interval that a bucket is quiet."""
+SILENT_S_MAX: Final = 5.0
+"""A view that has heard nothing for so long has lost its consumer, and reads anew."""
+CHECK_S: Final = 0.5
 RETRY_FIRST_S: Final = 0.005
 RETRY_MOST_S: Final = 0.5
 CHANGE_TRIES_MAX: Final = 30
@@ -87,6 +96,20 @@ class Bucket:
         if reply.status == b"404":
             return None
         return Entry(key, _value(reply), int(header(reply.headers, b"Nats-Sequence") or 0))
+
+    async def get_from_leader(self, key: str) -> Entry | None:
+        """As `get`, but from the leader of the bucket's stream: never stale, and dearer."""
+        try:
+            answer = await self._connection.api(
+                f"STREAM.MSG.GET.KV_{self.name}",
+                {"last_by_subj": self._prefix + key},
+                timeout_s=self._timeout_s,
+            )
+        except NotFound:
+            return None
+        message = answer["message"]
+        reply = Reply(b64decode(message.get("data", "")), b64decode(message.get("hdrs", "")) or None)
+        return Entry(key, _value(reply), message["seq"])
 
     async def put(self, key: str, value: bytes) -> int:
         """Write whatever is there; the new revision. Only for keys with one writer."""
@@ -173,7 +196,9 @@ class _Following:
     """One ephemeral push consumer on a bucket's stream."""
 
     def __init__(self, connection: Connection, bucket: str, on_entry: Callable[[Entry], None]) -> None:
-        self.complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self.complete: asyncio.Future[None] = self._loop.create_future()
+        self.heard_s = self._loop.time()
         self._connection = connection
         self._stream = f"KV_{bucket}"
         self._on_entry = on_entry
@@ -193,6 +218,7 @@ class _Following:
             "mem_storage": True,
             "num_replicas": 1,
             "filter_subject": pattern,
+            "idle_heartbeat": int(IDLE_BEAT_S * 1e9),
         }
         try:
             answer = await self._connection.api(
@@ -208,6 +234,7 @@ class _Following:
             self._completed()
 
     def _deliver(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
+        self.heard_s = self._loop.time()
         if status_of(headers):
             return
         delivery = delivery_of(reply)
@@ -249,17 +276,28 @@ class View:
         """Read all keys anew and follow from there. Raises the TRANSIENT errors."""
         before = set(self.entries)
         seen: set[str] = set()
+        lower: dict[str, Entry] = {}
 
         def note(entry: Entry) -> None:
             seen.add(entry.key)
-            self._take(entry)
+            known = self.entries.get(entry.key)
+            if known is not None and (known.revision > entry.revision or _contradicts(known, entry)):
+                lower[entry.key] = entry
+            else:
+                self._take(entry)
 
         following = await self._bucket._follow(self._pattern, note)
         try:
             await within(following.complete, self._bucket._timeout_s, f"bucket {self._bucket.name}")
+            if lower and await self._went_back(next(iter(lower))):
+                _LOG.error("revisions went back: was the bucket made anew?", bucket=self._bucket.name)
+                for entry in lower.values():
+                    self.entries[entry.key] = entry
+                    self._on_change(entry)
         except BaseException:
             await following.stop()
             raise
+        lower.clear()
         previous, self._following = self._following, following
         if previous is not None:
             await previous.stop()
@@ -268,6 +306,18 @@ class View:
             gone = self.entries.pop(key)
             if gone.value is not None:
                 self._on_change(Entry(key, None, 0))
+
+    async def refresh(self, key: str) -> None:
+        """Read one key now. Raises the TRANSIENT errors."""
+        entry = await self._bucket.get(key)
+        if entry is not None:
+            self._take(entry)
+
+    async def _went_back(self, key: str) -> bool:
+        """Whether the bucket itself has an older entry than we know; a replica that lags has one too."""
+        entry = await self._bucket.get_from_leader(key)
+        known = self.entries[key]
+        return entry is None or entry.revision < known.revision or _contradicts(known, entry)
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -285,15 +335,27 @@ class View:
 
     async def _keep_reading(self) -> None:
         cause = ""
+        loop, connection = asyncio.get_running_loop(), self._bucket._connection
+        reconnects, read_s = connection.stats["reconnects"], loop.time()
         while True:
-            await asyncio.sleep(self._reread_s)
+            await asyncio.sleep(min(self._reread_s, CHECK_S))
+            heard_s = self._following.heard_s if self._following is not None else read_s
+            quiet = reconnects == connection.stats["reconnects"] and loop.time() - heard_s < SILENT_S_MAX
+            if quiet and loop.time() - read_s < self._reread_s:
+                continue
             try:
+                before = connection.stats["reconnects"]
                 await self.reread()
-                cause = ""
-            except TRANSIENT as error:
+                cause, reconnects, read_s = "", before, loop.time()
+            except (ApiError, *TRANSIENT) as error:
                 if str(error) != cause:
                     cause = str(error)
                     _LOG.warning("bucket cannot be read anew", bucket=self._bucket.name, cause=cause)
+
+
+def _contradicts(known: Entry, entry: Entry) -> bool:
+    """The same revision, another value: they are not of the same bucket."""
+    return known.revision == entry.revision and known.value != entry.value
 
 
 def _value(reply: Reply) -> bytes | None:

@@ -113,6 +113,29 @@ class Cache:
             rows["ordinal"][chamber.row] = chamber.ordinal
             rows["used"][chamber.row] = arenas.USED
 
+    def forget(self, partition: int) -> None:
+        """Forgets all of a partition, of which nothing may be in flight. A successor that finds it half done
+        drops the rest, for the partition is marked first."""
+        self.arena.partitions[partition] = arenas.UNREAD
+        self.arena.epochs[partition] = 0
+        chambers = [chamber for chamber in self.chambers.values() if chamber.partition == partition]
+        if not chambers:
+            return
+        rows = [chamber.row for chamber in chambers]
+        self.arena.chambers["used"][rows] = arenas.FREE
+        self._free([slot for chamber in chambers for slot in chamber.slots.values()])
+        self._free_rows.extend(rows)
+        for chamber in chambers:
+            assert not chamber.pins, f"chamber {chamber.name!r} is in flight"
+            del self.chambers[chamber.name]
+
+    def begin_anew(self, chamber: Chamber) -> None:
+        """Forgets a chamber's charts: it is as it was when it was added."""
+        self._free(list(chamber.slots.values()))
+        chamber.slots.clear()
+        chamber.lists.clear()
+        chamber.seq = chamber.ordinal = 0
+
     def drop(self, chamber: Chamber) -> None:
         """Forgets a chamber: first its row, then its slots, so that a death in between leaves no orphan."""
         self.arena.chambers["used"][chamber.row] = arenas.FREE
@@ -220,13 +243,16 @@ class Cache:
             else:
                 self.drop(chamber)
                 self.evictions += 1
-                self.arena.partitions[chamber.partition] = arenas.PARTLY
+                if self.arena.partitions[chamber.partition] == arenas.WHOLE:
+                    self.arena.partitions[chamber.partition] = arenas.PARTLY
         if len(self._free_slots) < slots or not self._free_rows:
             raise CacheFull
 
     def _find_again(self) -> None:
         rows, keys = self.arena.chambers, self.arena.keys
         rows["used"][rows["used"] == arenas.LOADING] = arenas.FREE
+        # Of partitions that were being forgotten, or whose last rows were still to come.
+        rows["used"][self.arena.partitions[rows["partition"]] == arenas.UNREAD] = arenas.FREE
         by_row: dict[int, Chamber] = {}
         for row in np.flatnonzero(rows["used"] == arenas.USED).tolist():
             found = rows[row]

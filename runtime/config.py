@@ -36,6 +36,13 @@ class Identity(StrEnum):
     POD = "pod"
 
 
+class RingJoin(StrEnum):
+    """How a stable ID comes into the ring."""
+
+    AUTO = "auto"
+    MANUAL = "manual"
+
+
 class History(StrEnum):
     """What keeps the charts' history."""
 
@@ -133,8 +140,17 @@ class Settings(Struct, frozen=True, kw_only=True):
         Identity, Meta(description="Source of the stable ID: claim, ordinal (StatefulSet's pod name) or pod.")
     ] = Identity.CLAIM
     max_defenders: Annotated[
-        int, Meta(ge=1, le=ID_MAX + 1, description="Holders in the ID range at one time; others stand by.")
-    ] = 1
+        int,
+        Meta(
+            ge=0, le=ID_MAX + 1, description="Holders in the ID range, others stand by; 0: all that it has."
+        ),
+    ] = 0
+    ring_join: Annotated[
+        RingJoin, Meta(description="auto: the ID joins the ring; manual: when an operator cuts over.")
+    ] = RingJoin.AUTO
+    ring_weight: Annotated[
+        float, Meta(ge=0.1, le=100, description="The pod's share of the partitions, relative to the others'.")
+    ] = 1.0
 
     # How much it does at once.
     partitions: Annotated[
@@ -178,6 +194,25 @@ class Settings(Struct, frozen=True, kw_only=True):
         float,
         Meta(ge=1, le=86_400, description="Life of a heartbeat that is not renewed (its bucket's TTL)."),
     ] = 30.0
+    silence_s: Annotated[
+        Seconds, Meta(description="Time without a heartbeat after which the leader holds a pod for dead.")
+    ] = 6.0
+    leader_ttl_s: Annotated[
+        float, Meta(ge=1, le=3600, description="Life of the leader's lease (its bucket's TTL).")
+    ] = 10.0
+    settle_s: Annotated[Seconds, Meta(description="Time in which joins are gathered into one change.")] = 1.0
+    hold_down_s: Annotated[
+        Seconds, Meta(description="Time that a vacant ID stays in the ring, for a successor.")
+    ] = 10.0
+    successor_wait_s: Annotated[
+        Seconds, Meta(description="Time that a draining defender waits for a standby to appear.")
+    ] = 3.0
+    handoff_s: Annotated[
+        Seconds, Meta(description="Time to hand a partition over warm; then it is released anyway.")
+    ] = 20.0
+    copies_max: Annotated[
+        int, Meta(ge=1, le=64, description="Partitions that a worker copies ahead at the same time.")
+    ] = 2
     request_timeout_s: Annotated[Seconds, Meta(description="Time that the NATS server has to answer.")] = 5.0
     pull_expires_s: Annotated[Seconds, Meta(description="Life of a pull request for reports.")] = 30.0
     drain_s: Annotated[
@@ -210,6 +245,11 @@ class Settings(Struct, frozen=True, kw_only=True):
     def ids(self) -> range:
         """The numbers of ``id_range``, its last included."""
         return _parse_ids(self.id_range)
+
+    @property
+    def holders_max(self) -> int:
+        """How many may hold an ID of the range at one time."""
+        return self.max_defenders or len(self.ids)
 
     @property
     def servers(self) -> list[str]:
@@ -289,6 +329,9 @@ RELATIONS: Final = (
         "request_timeout_s", "<=", 1 / 2, "lease_held_s", "an unanswered renewal leaves time for the next"
     ),
     Relation("heartbeat_ttl_s", ">", 3, "renew_s", "two heartbeats may be lost"),
+    Relation("silence_s", ">=", 2, "renew_s", "one heartbeat may be lost"),
+    Relation("silence_s", "<", 1, "lease_ttl_s", "a death is noticed before the claim expires by itself"),
+    Relation("leader_ttl_s", ">", 2, "renew_s", "one renewal of the leader's lease may fail"),
     Relation("duplicate_window_s", ">=", 2, "lease_ttl_s", "the server drops what a former owner repeats"),
     Relation("samples_max_age_s", ">=", 1, "duplicate_window_s", "the server refuses shorter-lived streams"),
     Relation("alarms_max_age_s", ">=", 1, "duplicate_window_s", "the server refuses shorter-lived streams"),
@@ -318,12 +361,6 @@ def _check_scope(s: Settings) -> None:
     if len(s.ids) < s.max_defenders:
         problem = f"{s.id_range!r} has fewer IDs than MAX_DEFENDERS ({s.max_defenders}): widen it"
         raise SettingsError("ID_RANGE", problem)
-    if s.max_defenders > 1:
-        raise SettingsError(
-            "MAX_DEFENDERS",
-            f"is {s.max_defenders}, but more than one holder needs a leader that commits changes of the ring,"
-            " which this version does not have: set it to 1; further defenders wait as standbys",
-        )
     if s.history is History.CASSANDRA:
         raise SettingsError("HISTORY", "'cassandra' is not in this version: set it to 'jetstream'")
 

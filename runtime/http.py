@@ -2,6 +2,7 @@
 
     /livez /readyz /startupz   200 {"ok": true, "why": []} or 503 {"ok": false, "why": ["the lease ran out"]}
     /metrics                   Prometheus' text format
+    /ring /ring.json           the fleet as this pod sees it; /ring is JSON too for who accepts only that
     /                          the list of these
 
 The answers come from `Probes`, which says why not; nothing is cached. A further page is a row of the table
@@ -18,6 +19,7 @@ import msgspec
 from aiohttp import web
 
 from runtime.errors import SettingsError
+from runtime.ring_page import RingSource, as_html, as_json
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
 
@@ -63,13 +65,15 @@ class Server:
         await self._runner.cleanup()
 
 
-async def serve(host: str, port: int, probes: Probes, metrics: Rendered) -> Server:
-    """Starts the server in the running loop.
+async def serve(
+    host: str, port: int, probes: Probes, metrics: Rendered, ring: RingSource | None = None
+) -> Server:
+    """Starts the server in the running loop; without *ring* there is no page of it.
 
     Raises SettingsError, naming HTTP_PORT or HTTP_HOST, when it cannot listen there.
     """
     app = web.Application()
-    pages = _pages(probes, metrics)
+    pages = _pages(probes, metrics, ring)
     app.router.add_get("/", _index(pages))
     for path, (_, handler) in pages.items():
         app.router.add_get(path, handler)
@@ -83,13 +87,17 @@ async def serve(host: str, port: int, probes: Probes, metrics: Rendered) -> Serv
     return Server(runner, int(runner.addresses[0][1]))
 
 
-def _pages(probes: Probes, metrics: Rendered) -> dict[str, tuple[str, Handler]]:
-    return {
+def _pages(probes: Probes, metrics: Rendered, ring: RingSource | None) -> dict[str, tuple[str, Handler]]:
+    pages = {
         "/livez": ("is the pod alive, or should it be restarted", _probe(probes.live)),
         "/readyz": ("does the pod serve", _probe(probes.ready)),
         "/startupz": ("is the start over", _probe(probes.started)),
         "/metrics": ("metrics for Prometheus", _rendered(metrics)),
     }
+    if ring is not None:
+        pages["/ring"] = ("the fleet as this pod sees it", _ring(ring))
+        pages["/ring.json"] = ("the same as JSON", _ring(ring, only_json=True))
+    return pages
 
 
 def _probe(check: Callable[[], list[str]]) -> Handler:
@@ -110,6 +118,24 @@ def _rendered(page: Rendered) -> Handler:
         return web.Response(body=page.render(), headers={**_HEADERS, "Content-Type": page.content_type})
 
     return answer
+
+
+def _ring(ring: RingSource, *, only_json: bool = False) -> Handler:
+    async def answer(request: web.Request) -> web.Response:
+        report = ring.ring()
+        if only_json or _wants_json(request):
+            return web.Response(body=as_json(report), content_type="application/json", headers=_HEADERS)
+        return web.Response(body=as_html(report), content_type="text/html", charset="utf-8", headers=_HEADERS)
+
+    return answer
+
+
+def _wants_json(request: web.Request) -> bool:
+    """By ``?format=json``, or by an Accept that names JSON and not HTML, as programs send it."""
+    accepts = request.headers.get("Accept", "")
+    return request.query.get("format") == "json" or (
+        "application/json" in accepts and "text/html" not in accepts
+    )
 
 
 def _index(pages: dict[str, tuple[str, Handler]]) -> Handler:

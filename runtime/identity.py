@@ -1,15 +1,15 @@
-"""The stable ID of a defender: who takes which, and the lease by which it is held.
+"""Who takes which stable ID.
 
 `decide` is the order of the decision, pure; `Claimant` carries it out by compare-and-set on the claim's
-key; `Lease` keeps what was claimed.
+key. What comes of it is a `Lease`.
 
-    claiming ──compare-and-set──► held ──renewed every 2 s──► held
-       ▲ │                         │ └──release──► released
-       │ └──standby (waits)        └──deadline passed, or another holds the key──► fenced
+    claiming ──compare-and-set──► held (a lease)
+       ▲ │
+       │ └──standby: waits for a change of the view
        └────────┘
 
-The lease is held until *start of the last successful request* + ``lease_held_s`` on the monotonic clock,
-which is before the server lets the claim expire. Fenced is for ever: the process leaves.
+Claimants in a crowd do not fight for one ID: the k-th of the waiting pods takes the k-th free one, in an
+order that all see alike (of their first heartbeats), so a start of hundreds takes one attempt each.
 """
 
 from __future__ import annotations
@@ -17,23 +17,45 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from enum import Enum, StrEnum
+from enum import StrEnum
 from random import Random
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from runtime import log
 from runtime.bucket import Bucket, Conflict, Entry
 from runtime.bus import TRANSIENT, backoff_s
-from runtime.errors import Fenced, SettingsError
+from runtime.errors import DefenderError, JetStreamOff, SettingsError
+from runtime.lease import Claim, Lease, LeaseState, Repair
 
 if TYPE_CHECKING:
     from runtime.config import Settings
+    from runtime.fleet_view import FleetView
+
+__all__ = [
+    "Claim",
+    "Claimant",
+    "Decision",
+    "Lease",
+    "LeaseState",
+    "Pod",
+    "Standby",
+    "candidates",
+    "decide",
+    "decode_claims",
+    "stable_id",
+]
 
 STANDBY_REREAD_S: Final = 1.0
+PACE_S: Final = 0.05
+"""Between two decisions: while hundreds claim, each change would be one for every waiting pod."""
+RANK_S: Final = 0.25
+"""What a pod waits for each time that the pods before it in the queue could have taken all that is free."""
+QUEUE_S_MAX: Final = 0.5
+"""How long a pod waits to see its own heartbeat, and so its place in the queue."""
 _LOG = log.get("identity")
 
 
@@ -50,31 +72,27 @@ class Pod(msgspec.Struct, frozen=True):
         return cls(settings.pod_uid, settings.pod_name, settings.track, settings.revision)
 
 
-class Claim(msgspec.Struct, frozen=True):
-    """The value of a stable ID's key. *session* tells a pod's restarted process from the one before."""
-
-    stable_id: str
-    pod_uid: str
-    pod_name: str
-    track: str
-    revision: str
-    claimed_at: datetime
-    session: str
-
-
 class Standby(StrEnum):
     """Why a defender waits without an ID."""
 
     ROLLING_UPDATE = "holders of another revision of this track are still there"
     ENOUGH_HOLDERS = "as many defenders as MAX_DEFENDERS hold an ID"
     NONE_FREE = "no stable ID of ID_RANGE is free"
+    DRAINED = "drained by an operator; defender drain --undo lets it take part again"
+    RESERVED = "takes over the ID of a defender that leaves"
+    RING_UNKNOWN = "the ring cannot be computed by this version, or with this PARTITIONS"
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """Take *stable_id*, or stand by for the reason *standby*."""
+    """Take *stable_id*, or stand by for the reason *standby*.
+
+    *rank* is 0 for the pods whose turn it is; the others wait that many times longer, in case that one
+    before them does not come.
+    """
 
     stable_id: str | None = None
     standby: Standby | None = None
+    rank: int = 0
 
 
 def candidates(identity: str, ids: range, pod_name: str) -> list[str]:
@@ -104,27 +122,62 @@ def decide(
     *,
     holders_max: int,
     waiting: Sequence[str] = (),
+    ring_members: Collection[str] = (),
+    identity: str = "claim",
+    hold: Standby | None = None,
+    kept: Collection[str] = (),
 ) -> Decision:
-    """What *pod* does, given who holds what. Pure.
+    """What *pod* does, given who holds what. Pure. Raises SettingsError when its UID is another pod's too.
 
     *claims* are the living claims by stable ID, *ids* the pod's candidates in order, *waiting* the UIDs
-    of pods without an ID, in the order that all agree on: the k-th of them tries the k-th free ID, so
-    that a thousand do not fight for one.
+    of pods without an ID, in the order that all agree on, *ring_members* the IDs of the committed ring,
+    *hold* a reason to take nothing that is not ours already, *kept* IDs that their holders have lost with
+    the bucket and will write again.
+
+    A vacancy, an ID of the ring that nobody holds, is taken by a pod of any revision: that changes nothing
+    in the ring. Anything else would enlarge it, which a rolling update must not.
     """
-    for claim in claims.values():
-        if claim.pod_uid == pod.uid and claim.stable_id in ids:
-            return Decision(claim.stable_id)
+    own = own_claim(claims, pod, ids)
+    if own is not None:
+        return Decision(own)
+    if hold is not None:
+        return Decision(standby=hold)
+    open_ids = [one for one in ids if one not in claims and one not in kept]
+    if identity != "claim":
+        return Decision(open_ids[0]) if open_ids else Decision(standby=Standby.NONE_FREE)
     track = [claim for claim in claims.values() if claim.track == pod.track]
+    mine = set(ids)
+    holders = {claim.stable_id for claim in track} | (claims.keys() & mine) | (mine & set(kept))
+    room = holders_max - len(holders)
+    vacancies = [one for one in open_ids if one in ring_members][: max(0, room)]
+    if vacancies:
+        return _in_turn(vacancies, pod, waiting)
     if any(claim.revision != pod.revision for claim in track):
         return Decision(standby=Standby.ROLLING_UPDATE)
-    holders = {claim.stable_id for claim in track} | (claims.keys() & set(ids))
-    if len(holders) >= holders_max:
+    if room <= 0:
         return Decision(standby=Standby.ENOUGH_HOLDERS)
-    free = [one for one in ids if one not in claims][: holders_max - len(holders)]
-    if not free:
+    if not open_ids:
         return Decision(standby=Standby.NONE_FREE)
-    turn = waiting.index(pod.uid) if pod.uid in waiting else 0
-    return Decision(free[turn % len(free)])
+    return _in_turn(open_ids[:room], pod, waiting)
+
+
+def own_claim(claims: Mapping[str, Claim], pod: Pod, ids: Collection[str]) -> str | None:
+    """The ID that the pod's UID holds already. Raises SettingsError when that is another pod's."""
+    for claim in claims.values():
+        if claim.pod_uid == pod.uid and claim.stable_id in ids:
+            if claim.pod_name != pod.name:
+                problem = (
+                    f"{pod.uid!r} is that of the pod {claim.pod_name!r} too, which holds {claim.stable_id}"
+                )
+                remedy = "give each pod its own, as metadata.uid of the downward API does"
+                raise SettingsError("POD_UID", f"{problem} (this pod is {pod.name!r}): {remedy}")
+            return claim.stable_id
+    return None
+
+
+def _in_turn(free: Sequence[str], pod: Pod, waiting: Sequence[str]) -> Decision:
+    turn = waiting.index(pod.uid) if pod.uid in waiting else len(waiting)
+    return Decision(free[turn % len(free)], rank=turn // len(free))
 
 
 def decode_claims(entries: Mapping[str, Entry]) -> dict[str, Claim]:
@@ -140,70 +193,113 @@ def decode_claims(entries: Mapping[str, Entry]) -> dict[str, Claim]:
 class Claimant:
     """Gets a stable ID for a pod, however long it takes.
 
-    *waiting* reads the UIDs of the pods without an ID (asked only where several IDs are free); *clock*
-    is monotonic, in seconds.
+    It decides by *view* alone, and writes to *bucket*. *session* tells this process from the pod's others,
+    as in its heartbeats; *clock* is monotonic, in seconds; *repair* makes a missing bucket anew.
     """
 
     def __init__(
         self,
         bucket: Bucket,
         settings: Settings,
+        view: FleetView,
         *,
         random: Random,
-        waiting: Callable[[], Awaitable[Sequence[str]]] | None = None,
+        session: str = "",
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        repair: Repair | None = None,
     ) -> None:
+        self.attempts = 0
+        """Claims that were tried."""
         self._bucket = bucket
         self._settings = settings
+        self._view = view
         self._pod = Pod.of(settings)
         self._ids = candidates(settings.identity, settings.ids, settings.pod_name)
         self._random = random
-        self._waiting = waiting
+        self._session = session or f"{random.getrandbits(64):016x}"
         self._clock = clock
         self._now = now
+        self._repair = repair
+        self._hold: Standby | None = None
+        self._changed = asyncio.Event()
+
+    def hold(self, reason: Standby | None) -> None:
+        """Take nothing but what is ours already, for this *reason*; None ends that.
+
+        For a pod that is to succeed another (RESERVED), or that an operator drained (DRAINED).
+        """
+        self._hold = reason
+        self._changed.set()
 
     async def claim(self, on_standby: Callable[[Standby], None] = lambda _: None) -> Lease:
         """The lease of an ID; waits as a standby until there is one. *on_standby* hears each new reason.
 
-        Raises the TRANSIENT errors only for the first read; later ones are waited out.
+        Raises SettingsError when the pod's UID is another's too.
         """
-        changed = asyncio.Event()
-        view = await self._bucket.watch(lambda _: changed.set(), reread_s=STANDBY_REREAD_S)
+        cancel = self._view.subscribe(lambda _: self._changed.set())
+        begun_s = self._clock()
         standby: Standby | None = None
-        attempt = 0
+        last, since_s, failures = Decision(), begun_s, 0
         try:
             while True:
-                changed.clear()
-                decision = await self._decide(view.entries)
+                self._changed.clear()
+                decision, now_s = self.decision(), self._clock()
+                if decision != last:
+                    last, since_s = decision, now_s
+                wait_s = STANDBY_REREAD_S
                 if decision.stable_id is not None:
-                    lease = await self._take(decision.stable_id, view.entries)
-                    if lease is not None:
-                        return lease
-                    await asyncio.sleep(backoff_s(attempt, 0.005, 0.2, self._random))
-                    attempt += 1
-                    with contextlib.suppress(*TRANSIENT):
-                        await view.reread()
-                    continue
-                if decision.standby is not None and decision.standby is not standby:
+                    wait_s = since_s + decision.rank * RANK_S - now_s
+                    if not self._knows_its_turn():
+                        wait_s = max(wait_s, begun_s + QUEUE_S_MAX - now_s)
+                    if wait_s <= 0:
+                        lease = await self._take(decision.stable_id)
+                        if lease is not None:
+                            return lease
+                        wait_s = backoff_s(failures, 0.005, 0.2, self._random)
+                        failures += 1
+                elif decision.standby is not standby and decision.standby is not None:
                     standby = decision.standby
                     on_standby(standby)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(STANDBY_REREAD_S):
-                        await changed.wait()
+                await self._pause(wait_s)
         finally:
-            await view.stop()
+            cancel()
 
-    async def _decide(self, entries: Mapping[str, Entry]) -> Decision:
-        claims = decode_claims(entries)
-        holders_max = self._settings.max_defenders
-        decision = decide(claims, self._pod, self._ids, holders_max=holders_max)
-        if decision.stable_id is None or self._waiting is None or holders_max == 1:
-            return decision
-        waiting = await self._waiting()
-        return decide(claims, self._pod, self._ids, holders_max=holders_max, waiting=waiting)
+    def decision(self) -> Decision:
+        """What the pod does now. Raises SettingsError as `decide`."""
+        view, settings = self._view, self._settings
+        if view.layout is None and view.ring is not None and view.ring.revision == view.ring_revision:
+            return Decision(standby=Standby.RING_UNKNOWN)
+        return decide(
+            {key: seen.value for key, seen in view.claims.items()},
+            self._pod,
+            self._ids,
+            holders_max=settings.holders_max,
+            waiting=view.waiting(settings.track),
+            ring_members=view.ring.value.members if view.ring is not None else (),
+            identity=settings.identity,
+            hold=self._hold,
+            kept=view.kept(),
+        )
 
-    async def _take(self, chosen: str, entries: Mapping[str, Entry]) -> Lease | None:
+    def _knows_its_turn(self) -> bool:
+        """Whether nobody else can want the same ID, or our own heartbeat tells our place among them."""
+        if len(self._ids) == 1 or self._settings.holders_max == 1 or self._pod.uid in self._view.held:
+            return True
+        return self._pod.uid in self._view.beats
+
+    async def _pause(self, wait_s: float) -> None:
+        """Until something changes, *wait_s* at most and PACE_S at least, or *wait_s* if that is shorter."""
+        started_s = self._clock()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._changed.wait()
+        left_s = min(PACE_S, wait_s) - (self._clock() - started_s)
+        if left_s > 0:
+            await asyncio.sleep(left_s)
+
+    async def _take(self, chosen: str) -> Lease | None:
+        settings, known = self._settings, self._view.claim_entries.get(chosen)
         claim = Claim(
             stable_id=chosen,
             pod_uid=self._pod.uid,
@@ -211,164 +307,33 @@ class Claimant:
             track=self._pod.track,
             revision=self._pod.revision,
             claimed_at=self._now(),
-            session=f"{self._random.getrandbits(64):016x}",
+            session=self._session,
+            weight=settings.ring_weight,
+            joins=settings.ring_join == "auto",
         )
-        known = entries.get(chosen)
+        self.attempts += 1
         started_s = self._clock()
         try:
             value = msgspec.json.encode(claim)
             revision = await self._bucket.update(chosen, value, known.revision if known is not None else 0)
         except Conflict:
+            with contextlib.suppress(*TRANSIENT):
+                await self._view.reread_claim(chosen)
             return None
         except TRANSIENT as error:
             _LOG.warning("claim unanswered", stable_id=chosen, cause=str(error))
+            if isinstance(error, JetStreamOff):
+                await self._repaired()
             return None
-        return Lease(self._bucket, claim, revision, started_s, self._settings, clock=self._clock)
+        return Lease(
+            self._bucket, claim, revision, started_s, settings, clock=self._clock, repair=self._repair
+        )
 
-
-class LeaseState(Enum):
-    """Where a lease is in its life."""
-
-    HELD = "held"
-    RELEASED = "released"
-    FENCED = "fenced"
-
-
-class Lease:
-    """A claimed ID. `begin` starts the renewal, `release` gives the ID back.
-
-    `deadline_s` is on the clock that the claimant was given: nothing may be published at or past it.
-    """
-
-    def __init__(
-        self,
-        bucket: Bucket,
-        claim: Claim,
-        revision: int,
-        started_s: float,
-        settings: Settings,
-        *,
-        clock: Callable[[], float],
-    ) -> None:
-        self.claim = claim
-        self.revision = revision
-        self.state = LeaseState.HELD
-        self.renewed_s = started_s
-        self.deadline_s = started_s + settings.lease_held_s
-        self._value = msgspec.json.encode(claim)
-        self._bucket = bucket
-        self._settings = settings
-        self._clock = clock
-        self._task: asyncio.Task[None] | None = None
-        self._cause = ""
-
-    @property
-    def stable_id(self) -> str:
-        return self.claim.stable_id
-
-    @property
-    def age_s(self) -> float:
-        """Seconds since the start of the last request that renewed it."""
-        return self._clock() - self.renewed_s
-
-    def begin(
-        self,
-        on_fenced: Callable[[Fenced], None],
-        *,
-        on_renewed: Callable[[float], None] = lambda _: None,
-        healthy: Callable[[], bool] = lambda: True,
-    ) -> None:
-        """Renew from now on. *on_renewed* gets each new deadline, the present one at once.
-
-        While *healthy* is false nothing is renewed: a supervisor whose workers hang loses its ID.
-        *on_fenced* is called once, when the lease is lost.
-        """
-        on_renewed(self.deadline_s)
-        self._task = asyncio.get_running_loop().create_task(self._keep(on_fenced, on_renewed, healthy))
-
-    async def release(self) -> None:
-        """Give the ID back, if it is still ours. A claim that cannot be deleted now expires by itself."""
-        await self._stop_renewing()
-        if self.state is not LeaseState.HELD:
+    async def _repaired(self) -> None:
+        if self._repair is None:
             return
-        self.state = LeaseState.RELEASED
         try:
-            await self._bucket.delete(self.stable_id, self.revision)
-        except (Conflict, *TRANSIENT) as error:
-            _LOG.warning("claim not deleted; it expires", stable_id=self.stable_id, cause=str(error))
-
-    async def _stop_renewing(self) -> None:
-        if self._task is not None and self._task is not asyncio.current_task():
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-
-    async def _keep(
-        self,
-        on_fenced: Callable[[Fenced], None],
-        on_renewed: Callable[[float], None],
-        healthy: Callable[[], bool],
-    ) -> None:
-        try:
-            while True:
-                left_s = self.deadline_s - self._clock()
-                await asyncio.sleep(max(0.0, min(self._settings.renew_s, left_s)))
-                if self._clock() >= self.deadline_s:
-                    raise Fenced(
-                        f"{self.stable_id}: the lease ran out {self._clock() - self.deadline_s:.1f} s ago; "
-                        "nothing more is published, start again"
-                    )
-                if healthy() and await self._renew():
-                    on_renewed(self.deadline_s)
-        except Exception as error:
-            # Whatever ends the renewal ends the lease: better no owner for a while than two.
-            self.state = LeaseState.FENCED
-            on_fenced(error if isinstance(error, Fenced) else _broken(self.stable_id, error))
-
-    async def _renew(self) -> bool:
-        """One renewal; False when the server did not answer. Raises Fenced when another holds the ID."""
-        started_s = self._clock()
-        try:
-            async with asyncio.timeout(max(0.0, self.deadline_s - started_s)):
-                self.revision = await self._compare_and_set()
-        except (TimeoutError, *TRANSIENT) as error:
-            if str(error) != self._cause:
-                self._cause = str(error)
-                left_s = self.deadline_s - self._clock()
-                _LOG.warning("claim not renewed", left_s=round(left_s, 1), cause=self._cause)
-            return False
-        self._cause = ""
-        self.renewed_s = started_s
-        self.deadline_s = started_s + self._settings.lease_held_s
-        return True
-
-    async def _compare_and_set(self) -> int:
-        try:
-            return await self._bucket.update(self.stable_id, self._value, self.revision)
-        except Conflict:
-            entry = await self._bucket.get(self.stable_id)
-            if entry is not None and entry.value == self._value and entry.revision > self.revision:
-                # Our own renewal whose answer never came.
-                return await self._update_again(entry)
-            holder = "nobody" if entry is None or entry.value is None else _holder(entry.value)
-            raise Fenced(f"{self.stable_id}: the claim was lost, {holder} holds it; start again") from None
-
-    async def _update_again(self, entry: Entry) -> int:
-        try:
-            return await self._bucket.update(self.stable_id, self._value, entry.revision)
-        except Conflict:
-            raise Fenced(f"{self.stable_id}: the claim was lost while it was renewed; start again") from None
-
-
-def _broken(stable_id: str, error: Exception) -> Fenced:
-    fenced = Fenced(f"{stable_id}: the renewal of the claim broke: {error!r}; start again")
-    fenced.__cause__ = error
-    return fenced
-
-
-def _holder(value: bytes) -> str:
-    try:
-        found: Any = msgspec.json.decode(value)
-        return f"pod {found['pod_name']}"
-    except (msgspec.MsgspecError, KeyError, TypeError):
-        return "somebody unknown"
+            await self._repair()
+        except DefenderError as error:
+            _LOG.error("the bucket cannot be made anew", bucket=self._bucket.name, cause=str(error))
+        await asyncio.sleep(self._settings.renew_s)

@@ -30,14 +30,23 @@ class Intake:
         """Everything up to here is stored."""
         self.lag = 0
         self.pending: dict[int, int] = {}
-        self._half = max(PULL_REPORTS_MIN, window // 2)
+        self.routes: dict[bytes, str] = {}
+        """The chamber of each subject that came, decoded."""
+        self.inbox = b""
+        """What pulls ask the server to deliver to."""
         self._asked = 0
         self._last = (position, 0)
         self._acked = position
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}".encode()
         self._ack = f"$JS.ACK.{stream}.{consumer}.1".encode()
+        self._expires_ns = int(expires_s * 1e9)
+        self.resize(window)
+
+    def resize(self, window: int) -> None:
+        """From now on so many reports may be asked for or in hand."""
+        self._half = max(PULL_REPORTS_MIN, window // 2)
         self._request = msgspec.json.encode(
-            {"batch": self._half, "expires": int(expires_s * 1e9), "max_bytes": PULL_BYTES_MAX}
+            {"batch": self._half, "expires": self._expires_ns, "max_bytes": PULL_BYTES_MAX}
         )
 
     def took(self, seq: int, consumer_seq: int, waiting: int) -> bool:
@@ -54,12 +63,12 @@ class Intake:
         """The server ended a pull before it was filled."""
         self._asked = max(0, self._asked - left)
 
-    def pulls(self, inbox: bytes) -> list[bytes]:
+    def pulls(self) -> list[bytes]:
         """Frames of the pulls that may be asked for now: at most two halves asked for or in hand."""
         frames = []
         while self._asked + len(self.pending) <= self._half:
             self._asked += self._half
-            frames.append(frame_pub(self._next, self._request, inbox))
+            frames.append(frame_pub(self._next, self._request, self.inbox))
         return frames
 
     def done(self, seqs: Iterable[int]) -> None:

@@ -33,6 +33,11 @@ class State(StrEnum):
     STANDBY = "standby"
     ACTIVE = "active"
     DRAINING = "draining"
+    """Finishes, hands over to a successor or releases."""
+    LEAVING = "leaving"
+    """Goes without a successor: the ring is to go on without it; it serves until its partitions are taken."""
+    DRAINED = "drained"
+    """Idle by an operator's word; claims nothing."""
 
 
 class Load(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -58,7 +63,15 @@ class Heartbeat(msgspec.Struct, frozen=True, omit_defaults=True):
     at: datetime
     stable_id: str | None = None
     standby: str = ""
+    warm: bool = False
+    """A standby that could take over at once: connected, kernels loaded, history reachable."""
+    session: str = ""
+    """Tells a pod's restarted process from the one before."""
+    joined: int = 0
+    """Revision of this process's first heartbeat, by which pods queue; 0 in that one itself."""
     ring_version: int = 0
+    partitions: list[int] = []
+    """Those that its workers serve."""
     load: Load = Load()
     versions: dict[str, str] = {}
 
@@ -83,10 +96,10 @@ def decode_heartbeats(entries: Mapping[str, Entry]) -> dict[str, Heartbeat]:
 
 
 def waiting(entries: Mapping[str, Entry], track: str) -> list[str]:
-    """UIDs of the pods of a track that have no ID, in the order of their keys' revisions."""
+    """UIDs of the pods of a track that have no ID, in the order of their first heartbeats."""
     heartbeats = decode_heartbeats(entries)
     without = [uid for uid, beat in heartbeats.items() if beat.track == track and beat.stable_id is None]
-    return sorted(without, key=lambda uid: entries[uid].revision)
+    return sorted(without, key=lambda uid: heartbeats[uid].joined or entries[uid].revision)
 
 
 class Heart:
@@ -96,6 +109,7 @@ class Heart:
         self._bucket = bucket
         self._beat = beat
         self._every_s = every_s
+        self._joined = 0
         self._task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
@@ -104,7 +118,11 @@ class Heart:
     async def beat_now(self) -> int:
         """One heartbeat, for a change of state that others should see at once. Its revision."""
         beat = self._beat()
-        return await self._bucket.put(beat.pod_uid, msgspec.json.encode(beat))
+        if self._joined:
+            beat = msgspec.structs.replace(beat, joined=self._joined)
+        revision = await self._bucket.put(beat.pod_uid, msgspec.json.encode(beat))
+        self._joined = self._joined or revision
+        return revision
 
     async def stop(self) -> None:
         """Beat no more, and take the key away: who left on purpose is not missed."""

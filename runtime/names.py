@@ -98,6 +98,10 @@ class Names:
     def reject(self, chamber: str = "*") -> str:
         return f"{self.root}.rejected.{chamber}"
 
+    def pod(self, pod_uid: str) -> str:
+        """Where a pod listens to the others, and to operators."""
+        return f"{self.root}.pod.{pod_uid}"
+
     def consumer(self, partition: int, epoch: int) -> str:
         return f"p{partition}-e{epoch}"
 

@@ -1,14 +1,9 @@
-"""Who owns a partition: its record, its epoch, its consumer, its position.
+"""Acquires and releases partitions: record, epoch, consumer, position.
 
-    vacant ──acquire──► owned ──begin_release──► releasing ──release──► released ──acquire──► owned
-                         │ ▲                        │
-                         │ └────────acquire─────────┴─ (the owner died or was fenced: its lease is ours)
-                         └──release──► released         (no successor to wait for)
-
-To own is to have written the record by compare-and-set; the revision of that write is the **epoch**. The
-owner makes the consumer ``p<n>-e<epoch>`` just after the **position**, the largest sequence up to which
-everything is stored, and then deletes the partition's older consumers: whoever still pulls from those
-gets an error and stops.
+To own is to have written the record by compare-and-set (`runtime.ownership_record`). The owner makes the
+consumer ``p<n>-e<epoch>`` just after the **position**, the largest sequence up to which everything is
+stored, and then deletes the partition's older consumers: whoever still pulls from those gets an error and
+stops.
 
 Positions are told in several places: the ack floor of an older consumer, the record of an owner that
 released, the newest verdict. Each is a lower bound of the truth, so the largest counts. Consumers live in
@@ -20,17 +15,17 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from enum import StrEnum
 from random import Random
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import msgspec
 
 from runtime import log
 from runtime.bucket import Bucket, Conflict, Entry
-from runtime.bus import Connection, NotFound
-from runtime.errors import Fenced, IllegalTransition
+from runtime.bus import TRANSIENT, Connection, NotFound
+from runtime.errors import Fenced
 from runtime.names import PARTITIONS_A_STREAM, parse_consumer
+from runtime.ownership_record import Owner, Record, State, acquire, decode, key, partition_of_key, release
 from runtime.wire import decode_verdict
 
 if TYPE_CHECKING:
@@ -46,44 +41,6 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-class State(StrEnum):
-    """Where a partition is between its owners."""
-
-    VACANT = "vacant"
-    OWNED = "owned"
-    RELEASING = "releasing"
-    RELEASED = "released"
-
-
-LEGAL: Final[Mapping[State, frozenset[State]]] = {
-    State.VACANT: frozenset({State.OWNED}),
-    State.OWNED: frozenset({State.OWNED, State.RELEASING, State.RELEASED}),
-    State.RELEASING: frozenset({State.OWNED, State.RELEASED}),
-    State.RELEASED: frozenset({State.OWNED}),
-}
-"""Every legal change. OWNED to OWNED is a takeover: the new owner holds the claim of the ring's member."""
-
-
-class Record(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A partition's ownership. *epoch* is 0 in the write of an acquisition: its revision is the epoch."""
-
-    state: State = State.VACANT
-    owner: str = ""
-    pod_uid: str = ""
-    epoch: int = 0
-    position: int = 0
-    next: str = ""
-    worker: int = -1
-    """The owner's worker that serves it, for people; -1 when it was not told."""
-
-
-class Owner(NamedTuple):
-    """Who acquires: the stable ID, and the pod that holds it."""
-
-    stable_id: str
-    pod_uid: str
-
-
 class Acquired(NamedTuple):
     """A partition that is ours: pull from *consumer* of *stream*; everything up to *position* is stored."""
 
@@ -92,6 +49,8 @@ class Acquired(NamedTuple):
     position: int
     stream: str
     consumer: str
+    before: int = 0
+    """The epoch that ours replaced, whosever it was; 0 without one."""
 
 
 class Told(NamedTuple):
@@ -102,43 +61,40 @@ class Told(NamedTuple):
     """Ack floor by epoch by partition."""
 
 
-def key(partition: int) -> str:
-    return f"partition.{partition}"
-
-
-def decode(value: bytes | None) -> Record:
-    """The record of a key's value; a vacant one when there is none. Raises msgspec.MsgspecError."""
-    return Record() if value is None else msgspec.json.decode(value, type=Record)
-
-
 def decode_records(entries: Mapping[str, Entry]) -> dict[int, tuple[Record, int]]:
     """(record, epoch) of each partition from the bucket's entries."""
     records: dict[int, tuple[Record, int]] = {}
     for name, entry in entries.items():
-        head, _, number = name.partition(".")
-        if head == "partition" and number.isdecimal():
+        partition = partition_of_key(name)
+        if partition is not None:
             record = decode(entry.value)
-            records[int(number)] = (record, record.epoch or entry.revision)
+            records[partition] = (record, record.epoch or entry.revision)
     return records
 
 
-def changed(record: Record, state: State, **fields: Any) -> Record:
-    """The record in its next state. Raises IllegalTransition."""
-    if state not in LEGAL[record.state]:
-        raise IllegalTransition("partition", record.state, state)
-    return msgspec.structs.replace(record, state=state, **fields)
+class Want(NamedTuple):
+    """A partition to acquire: its record as it stands (0: there is none) decides by compare-and-set.
+
+    *warm*: it was released to us, so its record says all that there is to know.
+    """
+
+    partition: int
+    record: Record
+    revision: int
+    warm: bool = False
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the record as it stands; 0 when nobody ever owned the partition."""
+        return self.record.epoch or (self.revision if self.record.state is not State.VACANT else 0)
 
 
-def acquire(record: Record, me: Owner, worker: int = -1) -> Record:
-    """The record with *me* as its owner, from any state."""
-    return changed(
-        record, State.OWNED, owner=me.stable_id, pod_uid=me.pod_uid, epoch=0, next="", worker=worker
-    )
+class Held(NamedTuple):
+    """What we acquired, the record that we wrote, and its revision."""
 
-
-def release(record: Record, epoch: int, position: int) -> Record:
-    """The record given back, with the position for the next owner. Raises IllegalTransition."""
-    return changed(record, State.RELEASED, epoch=epoch, position=max(position, record.position))
+    acquired: Acquired
+    record: Record
+    revision: int
 
 
 class Ownership:
@@ -155,63 +111,106 @@ class Ownership:
         self._names = settings.names
         self._timeout_s = settings.request_timeout_s
         self._me = me
-        self.held: dict[int, tuple[Acquired, Record]] = {}
-        """What this process acquired and has not released, with the record that it wrote."""
+        self.held: dict[int, Held] = {}
+        """What this process acquired and has not released."""
+        self._deleting: set[asyncio.Task[None]] = set()
 
     async def acquire(
-        self, partitions: Iterable[int], *, worker: int = -1, ack_pending_max: int = 20_000
+        self, wants: Iterable[Want], *, worker: int = -1, ack_pending_max: int = 20_000
     ) -> dict[int, Acquired]:
-        """Own the partitions, whoever had them: new epochs, new consumers, the older ones deleted.
+        """Own the partitions whose records stand as told: new epochs, new consumers, older ones deleted.
 
-        *ack_pending_max* bounds the messages of a partition that are delivered and not acknowledged.
-        It can be called again after an error: the epochs rise.
+        What another wrote in between is missing from the result. *ack_pending_max* bounds the messages of
+        a partition that are delivered and not acknowledged. It can be called again after an error.
         """
-        wanted = sorted(set(partitions))
-        written = await _each(lambda partition: self._write_owner(partition, worker), wanted)
-        entries = dict(zip(wanted, written, strict=True))
-        shards = sorted({partition // PARTITIONS_A_STREAM for partition in wanted})
-        told = dict(zip(shards, await _each(self._told, shards), strict=True))
+        asked = sorted(wants)
+        written = await _each(lambda want: self._write_owner(want, worker), asked)
+        ours = [
+            (want, revision) for want, revision in zip(asked, written, strict=True) if revision is not None
+        ]
+        cold = sorted({want.partition // PARTITIONS_A_STREAM for want, _ in ours if not want.warm})
+        told = dict(zip(cold, await _each(self._told, cold), strict=True))
 
-        async def attach(partition: int) -> Acquired:
-            shard = told[partition // PARTITIONS_A_STREAM]
-            return await self._attach(partition, entries[partition], shard, ack_pending_max)
+        async def attach(one: tuple[Want, int]) -> Acquired:
+            want, epoch = one
+            if want.warm:
+                return await self._attach_warm(want, epoch, ack_pending_max)
+            shard = told[want.partition // PARTITIONS_A_STREAM]
+            return await self._attach(want, epoch, shard, ack_pending_max)
 
-        acquired = await _each(attach, wanted)
-        for one in acquired:
-            self.held[one.partition] = one, decode(entries[one.partition].value)
+        acquired = await _each(attach, ours)
+        for (want, revision), one in zip(ours, acquired, strict=True):
+            self.held[want.partition] = Held(one, acquire(want.record, self._me, worker), revision)
         return {one.partition: one for one in acquired}
 
-    async def release(self, partition: int, position: int) -> None:
-        """Give a partition back: everything up to *position* is stored. Raises Fenced when it is not ours."""
+    async def take_over(self, partitions: Iterable[int], *, worker: int = -1) -> dict[int, Acquired]:
+        """Own the partitions, whoever has them."""
+        entries = await self.bucket.entries(PATTERN)
+        wants = []
+        for partition in partitions:
+            entry = entries.get(key(partition), Entry(key(partition), None, 0))
+            wants.append(Want(partition, decode(entry.value), entry.revision))
+        return await self.acquire(wants, worker=worker)
+
+    async def release(self, partition: int, position: int, heir: str = "") -> tuple[Record, int]:
+        """Give a partition back: everything up to *position* is stored. The record and its revision.
+
+        Raises Fenced when it is not ours.
+        """
         if partition not in self.held:
             raise Fenced(f"partition {partition} is not held by this process")
-        acquired, record = self.held[partition]
-        released = msgspec.json.encode(release(record, acquired.epoch, position))
-        try:
-            # Against the epoch, not the owner's name: a restarted process of the same pod has that too.
-            await self.bucket.update(key(partition), released, acquired.epoch)
-        except Conflict:
-            entry = await self.bucket.get(key(partition))
-            if entry is None or entry.value != released:
-                lost = f"partition {partition}: another acquired it after our epoch {acquired.epoch}"
-                raise Fenced(lost) from None
-        del self.held[partition]
+        acquired, record, held_revision = self.held[partition]
+        released = release(record, acquired.epoch, position, heir)
+        # Against the revision, not the owner's name: a restarted process of the same pod has that too.
+        revision = await self._write(partition, released, held_revision)
+        if revision is None:
+            raise Fenced(f"partition {partition}: another acquired it after our epoch {acquired.epoch}")
+        self.held.pop(partition, None)
+        return released, revision
 
     async def release_all(self, positions: Mapping[int, int]) -> None:
         """Give back all that is held; *positions* by partition, where they rose since the acquisition."""
         await _each(
             lambda one: self.release(one.partition, positions.get(one.partition, one.position)),
-            [acquired for acquired, _ in self.held.values()],
+            [held.acquired for held in self.held.values()],
         )
+
+    async def disown(self, partition: int, record: Record, revision: int) -> None:
+        """Release a record that names us although we hold nothing of it (a process before us did)."""
+        await self._write(partition, release(record, record.epoch or revision, record.position), revision)
+
+    async def restore(self, partition: int, revision: int) -> int | None:
+        """Write the record of a held partition again, over *revision* (0: the bucket lost it); its epoch
+        stays. The new revision; None when another wrote in between."""
+        held = self.held[partition]
+        record = msgspec.structs.replace(
+            held.record, epoch=held.acquired.epoch, position=held.acquired.position
+        )
+        written = await self._write(partition, record, revision)
+        if written is not None:
+            self.held[partition] = Held(held.acquired, record, written)
+        return written
 
     async def records(self) -> dict[int, tuple[Record, int]]:
         """(record, epoch) of every partition that ever had an owner."""
         return decode_records(await self.bucket.entries(PATTERN))
 
-    async def _write_owner(self, partition: int, worker: int) -> Entry:
-        return await self.bucket.change(
-            key(partition), lambda value: msgspec.json.encode(acquire(decode(value), self._me, worker))
-        )
+    async def close(self) -> None:
+        """Waits for the deletions that are under way."""
+        await asyncio.gather(*self._deleting, return_exceptions=True)
+
+    async def _write_owner(self, want: Want, worker: int) -> int | None:
+        return await self._write(want.partition, acquire(want.record, self._me, worker), want.revision)
+
+    async def _write(self, partition: int, record: Record, revision: int) -> int | None:
+        """The revision of the record written by compare-and-set; None when another wrote before."""
+        value = msgspec.json.encode(record)
+        try:
+            return await self.bucket.update(key(partition), value, revision)
+        except Conflict:
+            entry = await self.bucket.get(key(partition))
+            # Ours after all: it was written, and the reply got lost.
+            return entry.revision if entry is not None and entry.value == value else None
 
     async def _told(self, shard: int) -> Told:
         """One pass over a samples stream's consumers, page by page."""
@@ -231,13 +230,22 @@ class Ownership:
             offset, total = offset + len(consumers), page["total"] if consumers else 0
         return Told(state["state"]["last_seq"], floors)
 
-    async def _attach(self, partition: int, entry: Entry, told: Told, ack_pending_max: int) -> Acquired:
-        epoch, stream = entry.revision, self._names.samples_stream(partition)
+    async def _attach_warm(self, want: Want, epoch: int, ack_pending_max: int) -> Acquired:
+        """The consumer of a partition that was released to us: in the gap, so nothing is read first."""
+        partition, stream = want.partition, self._names.samples_stream(want.partition)
+        consumer = await self._create_consumer(partition, epoch, want.record.position, ack_pending_max)
+        if want.record.epoch:
+            older = self._names.consumer(partition, want.record.epoch)
+            self._delete_later(stream, older)
+        return Acquired(partition, epoch, want.record.position, stream, consumer, want.epoch)
+
+    async def _attach(self, want: Want, epoch: int, told: Told, ack_pending_max: int) -> Acquired:
+        partition, stream = want.partition, self._names.samples_stream(want.partition)
         floors = told.floors.get(partition, {})
         newer = [other for other in floors if other >= epoch]
         if newer:
             await self._require_latest(partition, epoch, max(newer))
-        position = max(decode(entry.value).position, *floors.values(), 0)
+        position = max(want.record.position, *floors.values(), 0)
         if not floors:
             position = max(position, await self._position_of_verdicts(partition))
         if position > told.last_seq:
@@ -252,7 +260,7 @@ class Ownership:
         consumer = await self._create_consumer(partition, epoch, position, ack_pending_max)
         for older in floors:
             await self._delete_consumer(stream, self._names.consumer(partition, older))
-        return Acquired(partition, epoch, position, stream, consumer)
+        return Acquired(partition, epoch, position, stream, consumer, want.epoch)
 
     async def _require_latest(self, partition: int, epoch: int, newer: int) -> None:
         """A consumer of a later epoch: either we were overtaken, or the bucket was made anew."""
@@ -301,6 +309,17 @@ class Ownership:
             timeout_s=self._timeout_s,
         )
         return name
+
+    def _delete_later(self, stream: str, name: str) -> None:
+        async def delete() -> None:
+            try:
+                await self._delete_consumer(stream, name)
+            except TRANSIENT as error:
+                _LOG.warning("consumer not deleted; the next owner does it", consumer=name, cause=str(error))
+
+        task = asyncio.get_running_loop().create_task(delete())
+        self._deleting.add(task)
+        task.add_done_callback(self._deleting.discard)
 
     async def _delete_consumer(self, stream: str, name: str) -> None:
         try:

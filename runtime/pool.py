@@ -1,8 +1,11 @@
 """The workers of a pod, as their supervisor sees them: started, watched, aborted, started again.
 
-    STARTING ── Ready ──► IDLE ── Assign ──► SERVING ── Drain ──► DRAINING ── Released ──► GONE
-        └──────────── death, stall ──────────┴───────────┴──► backoff ──► STARTING (same memory)
+    STARTING ── Ready ──► READY ── Drain ──► DRAINING ── Released ──► GONE
+        ▲ │                 │ │
+        │ └─── death, stall ┴─┼──► GONE ── backoff ──► STARTING (same memory)
+        └────── Ended ────────┘
 
+A worker is READY without a partition, too: partitions come and go while it works (`runtime.pipes`).
 Workers are forked from multiprocessing's fork server, never from this process: it runs an event loop.
 The fork server is their parent; a worker's `sentinel` tells of its death.
 """
@@ -14,7 +17,7 @@ import collections
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from multiprocessing.connection import Connection as Pipe
 from multiprocessing.process import BaseProcess
@@ -38,16 +41,15 @@ QUICK_DEATH_S: Final = 2.0
 
 class WorkerState(Enum):
     STARTING = "starting"
-    IDLE = "idle"
-    SERVING = "serving"
+    """No process yet, or one that connects, or connects again."""
+    READY = "ready"
     DRAINING = "draining"
     GONE = "gone"
 
 
 _LEGAL: Final = {
-    WorkerState.STARTING: {WorkerState.IDLE, WorkerState.DRAINING, WorkerState.GONE},
-    WorkerState.IDLE: {WorkerState.SERVING, WorkerState.STARTING, WorkerState.DRAINING, WorkerState.GONE},
-    WorkerState.SERVING: {WorkerState.STARTING, WorkerState.DRAINING, WorkerState.GONE},
+    WorkerState.STARTING: {WorkerState.READY, WorkerState.DRAINING, WorkerState.GONE},
+    WorkerState.READY: {WorkerState.STARTING, WorkerState.DRAINING, WorkerState.GONE},
     WorkerState.DRAINING: {WorkerState.GONE},
     WorkerState.GONE: {WorkerState.STARTING},
 }
@@ -67,7 +69,10 @@ class WorkerHandle:
         self.aborted_at_s: float | None = None
         self.quick_deaths = 0
         self.released: dict[int, int] | None = None
-        self.serving: pipes.Serving | None = None
+        self.session: int | None = None
+        """The number of its session of the moment; None while it has none."""
+        self.serving: set[int] = set()
+        """The partitions that it serves, by its own words, of this session."""
 
     def enter(self, state: WorkerState) -> None:
         """Raises IllegalTransition for a change that the table does not know."""
@@ -83,12 +88,34 @@ class WorkerHandle:
             except (BrokenPipeError, ConnectionResetError):
                 return
 
+    # These return False, and do nothing, when the worker has no session: it will be `Ready` again.
+
+    def assign(self, assignments: list[pipes.Assignment]) -> bool:
+        return self._tell(lambda session: pipes.Assign(session, assignments))
+
+    def copy(self, partitions: Iterable[int]) -> bool:
+        return self._tell(lambda session: pipes.Copy(session, list(partitions)))
+
+    def forget(self, partitions: Iterable[int]) -> bool:
+        return self._tell(lambda session: pipes.Forget(session, list(partitions)))
+
+    def take_back(self, partitions: Iterable[int]) -> bool:
+        return self._tell(lambda session: pipes.Yield(session, list(partitions)))
+
+    def _tell(self, word: Callable[[int], pipes.ToWorker]) -> bool:
+        if self.session is None or self.state is not WorkerState.READY:
+            return False
+        self.send(word(self.session))
+        return True
+
 
 class Pool:
     """The policy: what happens when a worker is ready, is silent, or dies.
 
-    *on_ready(handle)* is called when a worker wants its partitions. `failed` is set to the error that
-    ends the pod.
+    Called with the handle, which is up to date by then: *on_ready* when a session begins (nothing is served
+    in it yet), *on_word* for each word of the present session (`Ended`: ``session`` is None again), *on_gone*
+    when a process has died or left: what it served is unattended. None of them is called after `kill`.
+    `failed` is set to the error that ends the pod.
     """
 
     def __init__(
@@ -97,11 +124,13 @@ class Pool:
         board: Board,
         memory_fds: list[int],
         stable_id: str,
+        *,
         on_ready: Callable[[WorkerHandle], None],
-        on_change: Callable[[WorkerHandle], None],
+        on_word: Callable[[WorkerHandle, pipes.OfSession], None],
+        on_gone: Callable[[WorkerHandle], None],
     ) -> None:
         self._settings, self._board, self._stable_id = settings, board, stable_id
-        self._on_ready, self._on_change = on_ready, on_change
+        self._on_ready, self._on_word, self._on_gone = on_ready, on_word, on_gone
         self.handles = [WorkerHandle(index, fd) for index, fd in enumerate(memory_fds)]
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._deaths: collections.deque[float] = collections.deque()
@@ -185,7 +214,7 @@ class Pool:
             return
         handle.process, handle.pipe = process, pipe
         handle.started_at_s = time.monotonic()
-        handle.aborted_at_s = handle.released = handle.serving = None
+        handle.aborted_at_s = handle.released = None
         loop = asyncio.get_running_loop()
         loop.add_reader(pipe.fileno(), self._hear, handle)
         loop.add_reader(process.sentinel, self._died, handle)
@@ -206,23 +235,35 @@ class Pool:
 
     def _obey(self, handle: WorkerHandle, word: pipes.ToSupervisor) -> None:
         match word:
-            case pipes.Ready():
+            case pipes.Ready(session=session):
                 if not self._draining:
-                    handle.enter(WorkerState.IDLE)
+                    handle.enter(WorkerState.READY)
+                    handle.session = session
                     self._on_ready(handle)
-            case pipes.Serving():
-                if not self._draining:
-                    handle.serving = word
-            case pipes.Ended():
-                if not self._draining:
-                    handle.serving = None
-                    if handle.state is not WorkerState.STARTING:
-                        handle.enter(WorkerState.STARTING)
             case pipes.Released(positions=positions):
                 handle.released = positions
             case pipes.Broken(why=why, exit_code=code):
                 self._fail(_ENDS_THE_POD.get(code, CrashLoop)(why))
-        self._on_change(handle)
+            case _:
+                if word.session == handle.session:
+                    self._obey_session(handle, word)
+
+    def _obey_session(self, handle: WorkerHandle, word: pipes.OfSession) -> None:
+        match word:
+            case pipes.Serving(partitions=partitions):
+                handle.serving.update(partitions)
+            case pipes.Yielded(positions=positions):
+                handle.serving.difference_update(positions)
+            case pipes.Ended():
+                self._lose_session(handle)
+                if not self._draining:
+                    handle.enter(WorkerState.STARTING)
+        self._on_word(handle, word)
+
+    @staticmethod
+    def _lose_session(handle: WorkerHandle) -> None:
+        handle.session = None
+        handle.serving.clear()
 
     def _died(self, handle: WorkerHandle) -> None:
         assert handle.process is not None
@@ -230,7 +271,7 @@ class Pool:
         handle.process.join()
         code = handle.process.exitcode
         self._let_go(handle)
-        self._on_change(handle)
+        self._on_gone(handle)
         if self._draining or code == 0:
             return
         self._log.error("worker died", worker=handle.index, exit_code=code)
@@ -259,7 +300,7 @@ class Pool:
 
     def _let_go(self, handle: WorkerHandle) -> None:
         loop = asyncio.get_running_loop()
-        handle.serving = None
+        self._lose_session(handle)
         if handle.pipe is not None:
             loop.remove_reader(handle.pipe.fileno())
             handle.pipe.close()

@@ -11,30 +11,39 @@ from numpy.typing import NDArray
 
 from kernels import judge as kernel
 from kernels.state import RESET, SAMPLE
+from runtime import arena as arenas
 from runtime.cache import Cache, CacheFull, Chamber
 from runtime.wire import StoredVerdict, decode_names
 
 
 class Rebuild:
-    """Fills chambers that are not in the cache yet; `finish` makes them valid.
+    """Fills the chambers of one partition; `finish` makes them valid.
 
-    Never evicts: chambers that find no room stay out (``complete`` is then False), to be read on a miss.
+    Rows may be given in any number of parts, and again: of each chamber oldest first, and what is there
+    already is passed over. Where a chamber's rows have a gap (the store dropped the oldest of them between
+    two parts), what came before the gap is no longer among its last D reports, and it begins anew.
+
+    Never evicts: chambers that find no room stay out (``complete`` is then False), to be read on a miss; so
+    do those that others evicted while more was to come.
     """
 
-    def __init__(self, cache: Cache) -> None:
-        self._cache = cache
+    def __init__(self, cache: Cache, partition: int) -> None:
+        self._cache, self._partition = cache, partition
         self._filling: dict[str, Chamber] = {}
         self._refused: set[str] = set()
         self.complete = True
         self.reports = 0
 
-    def take(self, partition: int, rows: Sequence[StoredVerdict]) -> bool:
+    def take(self, rows: Sequence[StoredVerdict]) -> bool:
         """Puts rows back, of each chamber oldest first. Always True: rows of chambers that fit may follow."""
         columns = _Columns()
         for row in rows:
-            chamber = self._chamber(row.chamber, partition)
-            if chamber is None:
+            chamber = self._chamber(row.chamber)
+            if chamber is None or row.seq <= chamber.seq:
                 continue
+            if chamber.seq and row.ordinal != chamber.ordinal + 1:
+                columns.restore(self._cache)
+                self._cache.begin_anew(chamber)
             try:
                 columns.add(self._cache, chamber, row, evict=False)
             except CacheFull:
@@ -45,30 +54,42 @@ class Rebuild:
         columns.restore(self._cache)
         return True
 
-    def finish(self) -> list[Chamber]:
-        """The chambers filled are valid from here on."""
-        chambers = list(self._filling.values())
+    def finish(self) -> None:
+        """The chambers filled are valid from here on, and the partition is read."""
+        chambers = [chamber for chamber in self._filling.values() if self._is_there(chamber)]
+        self.complete = self.complete and len(chambers) == len(self._filling)
         self._cache.loaded(chambers)
         self._filling.clear()
-        return chambers
+        self._cache.arena.partitions[self._partition] = arenas.WHOLE if self.complete else arenas.PARTLY
 
-    def _chamber(self, name: str, partition: int) -> Chamber | None:
+    def _is_there(self, chamber: Chamber) -> bool:
+        return self._cache.get(chamber.name) is chamber
+
+    def _chamber(self, name: str) -> Chamber | None:
+        if name in self._refused:
+            return None
         chamber = self._filling.get(name)
-        if chamber is None and name not in self._refused:
-            if self._cache.get(name) is not None:
-                return None  # it was in memory already, and what is there is at least as new
-            if not self._cache.has_room(1):
-                self._refused.add(name)
-                self.complete = False
-                return None
-            chamber = self._filling[name] = self._cache.add(name, partition)
+        if chamber is not None:
+            if self._is_there(chamber):
+                return chamber
+            del self._filling[name]
+            self._stays_out(name)
+            return None
+        if not self._cache.has_room(1):
+            self._stays_out(name)
+            return None
+        chamber = self._filling[name] = self._cache.add(name, self._partition)
+        chamber.referenced = False  # live ones stay rather than this one
         return chamber
 
     def _refuse(self, chamber: Chamber, columns: _Columns) -> None:
         columns.restore(self._cache)  # rows of the others, before slots change hands
         self._cache.drop(chamber)
         del self._filling[chamber.name]
-        self._refused.add(chamber.name)
+        self._stays_out(chamber.name)
+
+    def _stays_out(self, name: str) -> None:
+        self._refused.add(name)
         self.complete = False
 
 

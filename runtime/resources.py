@@ -25,7 +25,6 @@ from runtime.names import Names
 if TYPE_CHECKING:
     from runtime.config import Settings
 
-LEADER_TTL_S: Final = 10
 CHART_SPECS_KEPT: Final = 16
 _KV: Final = "KV_"
 _TUNED: Final = ("max_age", "max_bytes", "max_msgs", "num_replicas", "storage", "compression", "max_msg_size")
@@ -70,7 +69,7 @@ def wanted(settings: Settings) -> list[Wanted]:
         _bucket(settings, settings.nats_kv_stable_ids, settings.lease_ttl_s, "LEASE_TTL_S", markers=True),
         _bucket(settings, settings.nats_kv_heartbeats, settings.heartbeat_ttl_s, "HEARTBEAT_TTL_S"),
         _bucket(settings, settings.nats_kv_assignments, 0, "NATS_KV_ASSIGNMENTS"),
-        _bucket(settings, settings.nats_kv_leader, LEADER_TTL_S, "NATS_KV_LEADER"),
+        _bucket(settings, settings.nats_kv_leader, settings.leader_ttl_s, "LEADER_TTL_S", markers=True),
         _bucket(settings, settings.nats_kv_chart_specs, 0, "NATS_KV_CHART_SPECS", history=CHART_SPECS_KEPT),
     ]
 

@@ -1,7 +1,12 @@
-"""One life of a worker's connection: settle, rebuild, judge, drain.
+"""One life of a worker's connection: partitions come, are judged, and go, until it is drained or breaks.
 
-    SETTLING ── Ready ──► WAITING ── Assign ──► REBUILDING ──► SERVING ── Drain ──► DRAINING ──► over
-        └──────────────────────┴─── anything breaks ────┴──────────┴──────────────────► over (Broken)
+    OPEN ── Drain ──► DRAINING ──► OVER
+      └── anything breaks ─┴─────► OVER (Broken)
+
+    a partition:   (none) ── Copy ──► copied ── Assign ──► reading ──► serving ── Yield ──► (none)
+                     └──────────────── Assign ───────────────┘
+
+Partitions are independent of each other: one whose history is being read holds no other one up.
 
 There is no repair inside a session. Whatever goes wrong (the connection, a batch that was refused, a
 consumer that was deleted, a history that does not answer) ends it; the next session settles what was in
@@ -16,8 +21,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from enum import Enum
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -36,16 +42,19 @@ from runtime.jetstream import checked_ack
 from runtime.judge import Batch, Judge, Sample
 from runtime.names import name_problem
 from runtime.overdue import overdue_alarms, overdue_rejections
-from runtime.rebuild import Rebuild, restore_chamber
+from runtime.readings import Readings
+from runtime.rebuild import restore_chamber
 from runtime.specs import Specs
 from runtime.turns import Turns
 
 CHAMBER_READS_MAX: Final = 8
-PARTITION_READS_MAX: Final = 4
-"""Reads from the history at the same time; of a partition up to 8 MB are under way."""
+"""Reads of single chambers from the history at the same time."""
 BATCH_REPORTS_MIN: Final = 64
-ROUTES_MAX: Final = 200_000
+ROUTES_MAX: Final = 50_000
+"""Subjects remembered of one partition."""
 TICK_S: Final = 0.25
+STALE_S: Final = 60.0
+"""After this time without being asked for, memory of a partition from an earlier session is dropped."""
 
 
 class SessionBroken(DefenderError):
@@ -55,10 +64,7 @@ class SessionBroken(DefenderError):
 
 
 class State(Enum):
-    SETTLING = "settling"
-    WAITING = "waiting"
-    REBUILDING = "rebuilding"
-    SERVING = "serving"
+    OPEN = "open"
     DRAINING = "draining"
     OVER = "over"
 
@@ -68,67 +74,86 @@ class Session:
 
     def __init__(
         self,
+        number: int,
         settings: Settings,
         connection: Connection,
         history: History,
         judge: Judge,
         board: Board,
         counters: WorkerCounters,
+        say: Callable[[pipes.ToSupervisor], None],
     ) -> None:
-        self.state = State.WAITING
+        self.number, self.state = number, State.OPEN
         self._settings, self._connection, self._history = settings, connection, history
         self._judge, self._cache, self._flights = judge, judge.cache, judge.flights
-        self._board, self._counters = board, counters
+        self._board, self._counters, self._say = board, counters, say
         self._names = settings.names
+        self._readings = Readings(self._cache, history, settings.copies_max, lambda: bool(self._taps))
         self._intakes: dict[int, Intake] = {}
-        self._routes: dict[bytes, tuple[str, Intake]] = {}
+        """Of the partitions that are assigned."""
+        self._taps: dict[int, int] = {}
+        """Those that are served, with the subscription of their reports."""
         self._starts: dict[int, int] = {}
-        """The positions at which this session began."""
+        """The positions at which this session began with them."""
+        self._coming: dict[int, asyncio.Task[None]] = {}
+        """Partitions whose history is read, ahead or to be served, by the task that does it."""
+        self._leaving: set[int] = set()
         self._turns = Turns()
         self._reading: dict[str, Sample] = {}
         """Chambers that are being read from the history, with the report that waits for it."""
-        self._made_up: set[str] = set()
-        """Chambers of which nothing is overdue any more."""
+        self._in_flight: list[list[Sample]] = []
+        """The reports of each batch that has not landed."""
+        self._made_up: dict[int, set[str]] = {}
+        """By partition, the chambers of which nothing is overdue any more."""
         self._chamber_reads = asyncio.Semaphore(CHAMBER_READS_MAX)
-        self._partition_reads = asyncio.Semaphore(PARTITION_READS_MAX)
-        self._reply_inbox = connection.inbox()
         self._pump_scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
+        """What must end before the session is drained."""
+        self._beside: set[asyncio.Task[None]] = set()
         self._landing = asyncio.Event()
         self._idle = asyncio.Event()
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._heard = False
         """Whether the server sent anything for the pulls since the last tick."""
-        self._heard_at = time.monotonic()
+        self._heard_at = self._begun_at = time.monotonic()
 
     # --- the supervisor's words -----------------------------------------------------------------
 
-    async def serve(self, assignments: list[pipes.Assignment]) -> pipes.Serving:
-        """Rebuilds these partitions and begins to judge their reports."""
-        self.state = State.REBUILDING
-        begun = time.monotonic()
+    def assign(self, assignments: list[pipes.Assignment]) -> None:
+        """Begins to serve these: each as soon as its history is in memory. `Serving` tells of it."""
+        begun_s = time.monotonic()
         for found in assignments:
-            stream = self._names.samples_stream(found.partition)
-            window = max(32, self._settings.prefetch_reports_max // max(1, len(assignments)))
-            intake = Intake(
-                found.partition, stream, found.consumer, found.position, window, self._settings.pull_expires_s
-            )
-            self._intakes[found.partition] = intake
-            self._starts[found.partition] = found.position
-            self._judge.epochs[found.partition] = found.epoch
-            self._judge.positions[found.partition] = found.position
-        unread = [p for p in self._intakes if self._cache.arena.partitions[p] == arenas.UNREAD]
-        reports = sum(await asyncio.gather(*(self._read_partition(p) for p in unread)))
-        took_s = time.monotonic() - begun
-        if unread:
-            self._counters.set(Counter.REBUILD_US, int(took_s * 1e6))
-        self.state = State.SERVING
-        await self._connection.tap(f"{self._reply_inbox.decode()}.*", self._deliver)
-        for partition, epoch in self._judge.epochs.items():
-            self._counters.set_epoch(partition, epoch)
-        self._heard_at = time.monotonic()
-        self._refill(self._intakes.values())
-        return pipes.Serving(sorted(self._intakes), reports, took_s)
+            partition = found.partition
+            if partition in self._intakes:
+                self._break(SessionBroken(f"partition {partition} was assigned while it is served"))
+                return
+            stream, expires_s = self._names.samples_stream(partition), self._settings.pull_expires_s
+            intake = Intake(partition, stream, found.consumer, found.position, self._window, expires_s)
+            self._intakes[partition] = intake
+            if self._readings.is_kept(partition, found.before):
+                self._cache.arena.epochs[partition] = found.epoch
+            self._coming[partition] = self._start(self._take_on(found, intake, begun_s), self._beside)
+        self._share_window()
+
+    def copy(self, partitions: Iterable[int]) -> None:
+        """Reads the history of these ahead, which others serve yet. `Copied` tells of each."""
+        for partition in partitions:
+            if partition not in self._intakes and not self._readings.has_copy(partition):
+                reading = self._readings.copy(partition)
+                self._coming[partition] = self._start(self._copy(partition, reading), self._beside)
+
+    def forget(self, partitions: Iterable[int]) -> None:
+        """Drops what is in memory of these, unless they are assigned."""
+        for partition in partitions:
+            if partition not in self._intakes:
+                self._stop_reading(partition)
+
+    def give_back(self, partitions: Iterable[int]) -> None:
+        """Stops serving these, and forgets them. `Yielded` tells of each."""
+        for partition in partitions:
+            if partition not in self._leaving:
+                self._leaving.add(partition)
+                self._start(self._give_back(partition), self._beside)
 
     def use_specs(self, specs: Specs, revision: int) -> None:
         self._cache.use_specs(specs, revision)
@@ -136,19 +161,20 @@ class Session:
 
     async def drain(self) -> pipes.Released:
         """Takes nothing more, finishes what is in hand, acknowledges it and waits until that is heard."""
-        if self.state is State.SERVING:
-            self.state = State.DRAINING
-            while self._in_hand():
-                self._idle.clear()
-                await self._idle.wait()
-            acks = [ack for intake in self._intakes.values() if (ack := intake.ack()) is not None]
-            self._gate()
-            timeout_s = self._settings.request_timeout_s
-            heard = [self._connection.ask(subject.decode(), payload) for subject, payload in acks]
-            for reply in heard:
-                await within(reply, timeout_s, "acknowledgement")
+        self.state = State.DRAINING
+        for task in self._coming.values():
+            task.cancel()
+        while self._in_hand():
+            self._idle.clear()
+            await self._idle.wait()
+        await self._acknowledge_heard(self._intakes.values())
         self.state = State.OVER
         return pipes.Released({p: intake.position for p, intake in self._intakes.items()})
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no partition is assigned: a session without any publishes nothing."""
+        return not self._intakes
 
     async def broken(self) -> None:
         """Returns never; raises what broke the session."""
@@ -156,9 +182,10 @@ class Session:
 
     async def close(self) -> None:
         self.state = State.OVER
-        for task in list(self._tasks):
+        tasks = [*self._tasks, *self._beside]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._connection.cut()
         for partition in self._intakes:
             self._counters.set_epoch(partition, 0)
@@ -175,23 +202,114 @@ class Session:
         counters.add(Counter.EVICTIONS, cache.evictions)
         cache.evictions = 0
         now_s = time.monotonic()
-        if self._heard:
+        if self._heard or not self._taps:
             self._heard, self._heard_at = False, now_s
         silence_s = now_s - self._heard_at
-        if self.state is State.SERVING and silence_s > self._settings.pull_expires_s + 5.0:
+        if self.state is State.OPEN and silence_s > self._settings.pull_expires_s + 5.0:
             self._break(SessionBroken(f"no pull was answered for {silence_s:.0f} s"))
+        if now_s - self._begun_at > STALE_S:
+            self._begun_at = now_s
+            self._forget_stale()
+
+    def _forget_stale(self) -> None:
+        """What an earlier session served and this one was never asked for is another's now."""
+        for partition in np.flatnonzero(self._cache.arena.partitions != arenas.UNREAD).tolist():
+            if partition not in self._intakes and partition not in self._coming:
+                self._cache.forget(partition)
+
+    # --- a partition comes and goes -------------------------------------------------------------
+
+    async def _copy(self, partition: int, reading: Coroutine[Any, Any, int | None]) -> None:
+        reports = await reading
+        if reports is not None:
+            self._counters.add(Counter.REBUILT_REPORTS, reports)
+            self._say(pipes.Copied(self.number, partition, reports))
+
+    def _stop_reading(self, partition: int) -> None:
+        coming = self._coming.pop(partition, None)
+        if coming is not None:
+            coming.cancel()
+        self._readings.forget(partition)
+
+    async def _take_on(self, found: pipes.Assignment, intake: Intake, begun_s: float) -> None:
+        """Serves a partition from when its history is in memory."""
+        partition, reports = found.partition, 0
+        if not self._readings.is_kept(partition, found.epoch):
+            reports = await self._readings.ready(partition)
+            took_s = time.monotonic() - begun_s
+            self._counters.set(Counter.REBUILD_US, int(took_s * 1e6))
+            self._counters.add(Counter.REBUILT_REPORTS, reports)
+        self._cache.arena.epochs[partition] = found.epoch
+        self._judge.epochs[partition], self._judge.positions[partition] = found.epoch, found.position
+        self._starts[partition], self._made_up[partition] = found.position, set()
+        if not self._taps:
+            self._heard_at = time.monotonic()
+        inbox = intake.inbox = self._connection.inbox()
+        self._taps[partition] = await self._connection.tap(inbox.decode(), partial(self._deliver, intake))
+        self._counters.set_epoch(partition, found.epoch)
+        del self._coming[partition]
+        self._refill([intake])
+        self._say(pipes.Serving(self.number, [partition], reports, time.monotonic() - begun_s))
+
+    async def _give_back(self, partition: int) -> None:
+        intake = self._intakes.get(partition)
+        if partition in self._taps:
+            assert intake is not None
+            await self._stop_serving(intake)
+        # What a successor of this worker finds from here on is not to be used, whatever is left of it.
+        self._cache.arena.partitions[partition] = arenas.UNREAD
+        self._say(pipes.Yielded(self.number, {partition: intake.position if intake is not None else 0}))
+        self._intakes.pop(partition, None)
+        self._stop_reading(partition)
+        self._leaving.discard(partition)
+        self._share_window()
+
+    async def _stop_serving(self, intake: Intake) -> None:
+        """What is delivered and not in flight is dropped; it stays pending, so the position stays below."""
+        partition = intake.partition
+        await self._connection.untap(self._taps.pop(partition))  # what still comes is not even looked at
+        self._turns.drop(partition)
+        waiting = [sample for sample in self._reading.values() if sample.partition == partition]
+        for sample in waiting:
+            del self._reading[sample.chamber]
+        self._turns.over(waiting)
+        self._wake_waiting()
+        while any(sample.partition == partition for batch in self._in_flight for sample in batch):
+            await self._landing.wait()
+        await self._acknowledge_heard([intake])
+        del self._judge.epochs[partition], self._judge.positions[partition]
+        del self._starts[partition], self._made_up[partition]
+        self._counters.set_epoch(partition, 0)
+
+    async def _acknowledge_heard(self, intakes: Iterable[Intake]) -> None:
+        acks = [ack for intake in intakes if (ack := intake.ack()) is not None]
+        if acks:
+            self._gate()
+        heard = [self._connection.ask(subject.decode(), payload) for subject, payload in acks]
+        for reply in heard:
+            await within(reply, self._settings.request_timeout_s, "acknowledgement")
+
+    @property
+    def _window(self) -> int:
+        """Reports asked for and in hand of one partition."""
+        return max(32, self._settings.prefetch_reports_max // max(1, len(self._intakes)))
+
+    def _share_window(self) -> None:
+        for intake in self._intakes.values():
+            intake.resize(self._window)
 
     # --- in: deliver, judge ---------------------------------------------------------------------
 
-    def _deliver(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
+    def _deliver(
+        self, intake: Intake, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None
+    ) -> None:
         if headers is not None and not reply:
-            self._pull_status(subject, headers)
+            self._pull_status(intake, headers)
             return
         self._heard = True
-        route = self._routes.get(subject)
-        if route is None:
-            route = self._new_route(subject)
-        name, intake = route
+        name = intake.routes.get(subject)
+        if name is None:
+            name = self._new_route(intake, subject)
         tokens = reply.split(b".")
         at = 5 if len(tokens) == 9 else 7  # with a domain two tokens come before the stream's name
         seq = int(tokens[at])
@@ -200,9 +318,8 @@ class Session:
         self._turns.arrive(Sample(name, intake.partition, seq, int(tokens[at + 2]), payload))
         self._schedule_pump()
 
-    def _new_route(self, subject: bytes) -> tuple[str, Intake]:
-        _, _, partition, chamber = subject.split(b".", 3)
-        name, intake = chamber.decode("utf-8", "surrogateescape"), self._intakes[int(partition)]
+    def _new_route(self, intake: Intake, subject: bytes) -> str:
+        name = subject.split(b".", 3)[3].decode("utf-8", "surrogateescape")
         whole = self._cache.arena.partitions[intake.partition] == arenas.WHOLE
         if whole and self._cache.get(name) is None and name_problem(name) is None:
             try:
@@ -211,14 +328,14 @@ class Session:
                 # It comes in by way of the history, when some chamber has landed. From now on all do: one
                 # whose reports wait must not be taken for a new one when its route is made again.
                 self._cache.arena.partitions[intake.partition] = arenas.PARTLY
-        if len(self._routes) >= ROUTES_MAX:
-            self._routes.clear()
-        self._routes[subject] = name, intake
-        return name, intake
+        if len(intake.routes) >= ROUTES_MAX:
+            intake.routes.clear()
+        intake.routes[subject] = name
+        return name
 
-    def _pull_status(self, subject: bytes, headers: bytes) -> None:
+    def _pull_status(self, intake: Intake, headers: bytes) -> None:
         self._heard = True
-        intake, left = self._intakes[int(subject.rpartition(b".")[2])], pull_left(headers)
+        left = pull_left(headers)
         if left is None:
             why = headers.split(b"\r\n", 1)[0].decode()
             self._break(SessionBroken(f"partition {intake.partition}: a pull ended with {why!r}"))
@@ -230,7 +347,7 @@ class Session:
         """Judges what has come, as long as batches may be in flight."""
         self._pump_scheduled = False
         try:
-            while self.state in (State.SERVING, State.DRAINING) and self._flights.has_room:
+            while self.state in (State.OPEN, State.DRAINING) and self._flights.has_room:
                 samples = self._turns.take(self._batch_reports_max())
                 if not samples:
                     break
@@ -266,10 +383,11 @@ class Session:
         counters.add(Counter.CACHE_MISSES, len(batch.missing))
         for sample in batch.missing:
             self._reading[sample.chamber] = sample
-            self._start(self._read_chamber(sample.chamber, sample.partition))
+            self._start(self._read_chamber(sample), self._tasks)
         if settled:
             stored = self._connection.start_all(batch.verdicts) if batch.verdicts else None
-            self._start(self._land(batch, settled, stored))
+            self._in_flight.append(settled)
+            self._start(self._land(batch, settled, stored), self._tasks)
         return bool(settled or batch.missing)
 
     # --- out: verdicts, alarms, history, acknowledgement ----------------------------------------
@@ -291,11 +409,11 @@ class Session:
         self._gate()
         if batch.flight is not None:
             self._flights.confirm(batch.flight)
+        self._in_flight.remove(settled)
         self._acknowledge(settled)
         self._turns.over(settled)
         self._count(batch, settled, stored_ns)
-        self._landing.set()
-        self._landing.clear()
+        self._wake_waiting()
         if self._turns.may_take:
             self._schedule_pump()
 
@@ -304,11 +422,12 @@ class Session:
         chambers = {
             sample.chamber: (sample.partition, self._starts[sample.partition])
             for sample in batch.skipped
-            if sample.chamber not in self._made_up
+            if sample.chamber not in self._made_up[sample.partition]
         }
         if chambers:
             batch.alarms += await overdue_alarms(self._connection, self._history, self._settings, chambers)
-            self._made_up.update(chambers)
+            for chamber, (partition, _) in chambers.items():
+                self._made_up[partition].add(chamber)
         batch.rejections += overdue_rejections(batch.skipped, self._judge.limits, self._names)
 
     async def _publish_rejections(self, batch: Batch) -> None:
@@ -336,12 +455,9 @@ class Session:
         self._refill(intakes)
 
     def _refill(self, intakes: Iterable[Intake]) -> None:
-        if self.state is State.SERVING:
-            frames = [
-                frame
-                for intake in intakes
-                for frame in intake.pulls(b"%b.%d" % (self._reply_inbox, intake.partition))
-            ]
+        if self.state is State.OPEN:
+            served = self._taps
+            frames = [frame for intake in intakes if intake.partition in served for frame in intake.pulls()]
             if frames:
                 self._connection.write(b"".join(frames))
 
@@ -368,28 +484,17 @@ class Session:
             counts = np.bincount(buckets, minlength=LATENCY_BUCKETS).tolist()
             counters.observe_buckets(counts, int(latencies_us.sum()))
 
-    # --- the history ----------------------------------------------------------------------------
-
-    async def _read_partition(self, partition: int) -> int:
-        async with self._partition_reads:
-            rebuild = Rebuild(self._cache)
-            reports = await self._history.load_partition(
-                partition, lambda rows: rebuild.take(partition, rows)
-            )
-            rebuild.finish()
-        self._cache.arena.partitions[partition] = arenas.WHOLE if rebuild.complete else arenas.PARTLY
-        self._counters.add(Counter.REBUILT_REPORTS, rebuild.reports)
-        return reports
-
-    async def _read_chamber(self, name: str, partition: int) -> None:
+    async def _read_chamber(self, sample: Sample) -> None:
         """The report of a chamber that is not in memory waits for this; others go on."""
+        name, partition = sample.chamber, sample.partition
         async with self._chamber_reads:
             rows = await self._history.load_chamber(partition, name)
             self._counters.add(Counter.HISTORY_READS, len(rows))
-            while True:
+            while self._reading.get(name) is sample:  # else its partition was given back
                 try:
                     restore_chamber(self._cache, name, partition, rows)
-                    break
+                    self._turns.put_back([self._reading.pop(name)])
+                    self._schedule_pump()
                 except CacheFull:
                     if not self._flights.in_flight:
                         raise CacheTooSmall(
@@ -397,10 +502,13 @@ class Session:
                             f"({self._cache.arena.shape.slots} charts); raise CACHE_MB"
                         ) from None
                     await self._landing.wait()
-        self._turns.put_back([self._reading.pop(name)])
-        self._schedule_pump()
 
     # --- small change ---------------------------------------------------------------------------
+
+    def _wake_waiting(self) -> None:
+        """Wakes those that wait for room, or for what is in flight; they look for themselves."""
+        self._landing.set()
+        self._landing.clear()
 
     def _in_hand(self) -> bool:
         return bool(len(self._turns) or self._reading or self._tasks)
@@ -409,13 +517,15 @@ class Session:
         if time.monotonic_ns() >= self._board.lease_deadline_ns:
             raise Fenced("the lease ran out; nothing more is published")
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, None], among: set[asyncio.Task[None]]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
+        among.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._beside.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._break(error)
         if not self._in_hand():

@@ -1,12 +1,14 @@
 """The supervisor: PID 1 of the container. It claims the stable ID, owns the partitions, keeps the workers.
 
-    STARTING ──► CLAIMING ──► HOLDING ── SIGTERM ──► DRAINING ──► left (0)
-        │           │  ▲         │
-        │        STANDBY┘        ├── fenced ──► left (76), without releasing anything
-        └───────────┴────────────┴── anything that waiting does not heal ──► left (its exit code)
+    STARTING ──► CLAIMING ──► ACTIVE ── SIGTERM ──► DRAINING, LEAVING ──► left (0)
+        │           │  ▲        │ └─ drain ──► DRAINED ── drain --undo ──► CLAIMING
+        │        STANDBY┘       ├── fenced ──► left (76), without releasing anything
+        └───────────┴───────────┴── anything that waiting does not heal ──► left (its exit code)
 
-It imports neither numba nor NumPy: those load in the fork server while the ID is being claimed. HTTP and
-metrics are imported when the claim is through, or when it takes its time.
+It puts the parts together: the view of the fleet, the claim and its lease, the pool of workers, the steward
+of the partitions, the leader's candidate, the requests of other pods. It imports neither numba nor NumPy:
+those load in the fork server while the ID is being claimed. HTTP and metrics are imported when the claim is
+through, or when it takes its time.
 """
 
 from __future__ import annotations
@@ -16,30 +18,37 @@ import os
 import signal
 import time
 from collections.abc import Coroutine
-from datetime import UTC, datetime
 from random import Random
 from typing import Any, Final
 
 import uvloop
 
-from runtime import config, fork, log, pipes
-from runtime.bucket import Bucket, Entry
+from runtime import config, control, fork, log, pipes
+from runtime.bucket import Bucket, Conflict, Entry
 from runtime.bus import TRANSIENT, Connection, backoff_s, connect
 from runtime.config import Settings
-from runtime.counters import Board, Counter
+from runtime.control import Accepted, Listener, Refused
+from runtime.counters import Board
+from runtime.departure import Departure
 from runtime.errors import DefenderError, Fenced, InputError
-from runtime.identity import Claimant, Lease, Pod, Standby
-from runtime.membership import Heart, Heartbeat, Load, State, versions, waiting
-from runtime.ownership import Acquired, Owner, Ownership
-from runtime.pool import Pool, WorkerHandle, WorkerState
+from runtime.fleet_view import FleetView
+from runtime.identity import Claimant, Lease, Standby
+from runtime.leader import Leader
+from runtime.lease import LeaseState
+from runtime.membership import Heart, State
+from runtime.ownership_record import Owner
+from runtime.pod_status import PodStatus
+from runtime.pool import Pool, WorkerHandle
 from runtime.resources import ensure
-from runtime.ring import Ring
 from runtime.specs import SpecsError
 from runtime.specs import decode as decode_specs
+from runtime.steward import Steward
 
 SPECS_KEY: Final = "specs"
 HTTP_LATEST_S: Final = 0.4
 """Probes answer after this time even while no ID is claimed (aiohttp takes 0.2 s of the loop to import)."""
+RESERVED_S: Final = 3.0
+"""How long a standby that accepted an ID keeps itself free for it."""
 
 
 def main(argv: list[str]) -> int:
@@ -60,26 +69,27 @@ class Supervisor:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._random = Random(os.urandom(8))
+        self._session = f"{self._random.getrandbits(64):016x}"
         self._log = log.get("supervisor")
         self._board = Board.create(settings.workers, settings.partitions)
-        self._state = State.STARTING
-        self._standby = ""
-        self._stable_id: str | None = None
+        self.status = PodStatus(settings, self._board, self._session)
         self._connection: Connection | None = None
-        self._pool: Pool | None = None
-        self._ownership: Ownership | None = None
-        self._lease: Lease | None = None
-        self._partitions: list[int] = []
+        self._view: FleetView | None = None
+        self._heart: Heart | None = None
+        self._leader: Leader | None = None
+        self._claimant: Claimant | None = None
+        self._departing: asyncio.Task[None] | None = None
+        self._departure: Departure | None = None
+        self._steering: asyncio.Task[None] | None = None
         self._spec_revision: int | None = None
-        self._epoch_changes = 0
-        self._renewals = 0
+        self._reserved = False
+        self._loaded = False
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._undone = asyncio.Event()
         self._lost: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._served = False
-        self._acquiring: dict[int, asyncio.Task[dict[int, Acquired]]] = {}
-        self._rebuild_s = 0.0
 
     async def run(self) -> int:
         """The exit code of the pod."""
@@ -96,7 +106,16 @@ class Supervisor:
             for ended in ends:
                 if ended.done():
                     ended.result()
-            await self._leave(working)
+            leaving = loop.create_task(self._leave())
+            await asyncio.wait([leaving, self._lost], return_when=asyncio.FIRST_COMPLETED)
+            if self._lost.done():
+                leaving.cancel()
+                await asyncio.gather(leaving, return_exceptions=True)
+                self._lost.result()
+            leaving.result()
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+            self._log.info("left")
             return 0
         except Fenced as error:
             self._log.error("fenced", cause=str(error))
@@ -106,7 +125,7 @@ class Supervisor:
             await self._abandon()
             raise
         finally:
-            tasks = [working, serving, stopped, *self._tasks, *self._acquiring.values()]
+            tasks = [working, serving, stopped, *self._tasks]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -118,103 +137,146 @@ class Supervisor:
     async def _work(self) -> None:
         """Connects, claims, owns; returns never, or raises what ends the pod."""
         settings = self._settings
-        connection = self._connection = await connect(
+        connection = self._connection = self.status.connection = await connect(
             settings, settings.pod_name, wait=True, random=self._random
         )
         await self._patiently(lambda: ensure(connection, settings))
-        heart = Heart(self._bucket(settings.nats_kv_heartbeats), self._beat, every_s=settings.renew_s)
+        view = FleetView(connection, settings, random=self._random, session=self._session)
+        heart = Heart(self._bucket(settings.nats_kv_heartbeats), self.status.beat, every_s=settings.renew_s)
+        await asyncio.gather(self._patiently(view.start), self._patiently(heart.beat_now))
+        self._view, self._heart, self.status.view = view, heart, view
         heart.begin()
-        specs = self._bucket(settings.nats_kv_chart_specs)
+        listener = Listener(connection, settings.names.pod(settings.pod_uid), self._answer)
+        leader = self._leader = self.status.leader = Leader(
+            connection, settings, view, session=self._session, random=self._random
+        )
         try:
-            pool = self._hold(await self._claim())
-            await self._patiently(heart.beat_now)
-            # Before any worker: judged by the built-in specs, a chart would lose its frozen baseline.
-            await self._patiently(lambda: specs.watch(self._on_specs))
-            await fork.server_loaded()
-            pool.start()
-            await asyncio.get_running_loop().create_future()  # until cancelled
+            await listener.start()
+            self._start(self._load())
+            leader.begin()
+            while True:
+                await self._hold(await self._claim(view))
+                self.status.state, self.status.standby = State.DRAINED, Standby.DRAINED
+                await self._undone.wait()
+                self.status.state = State.STARTING
+                leader.begin()
         finally:
+            await listener.stop()
+            await leader.resign()
             await heart.stop()
+            await view.stop()
 
-    async def _claim(self) -> Lease:
+    async def _load(self) -> None:
+        """A standby is warm when the kernels are loaded."""
+        await fork.server_loaded()
+        self._loaded = self.status.warm = True
+        if self._heart is not None and self.status.state is State.STANDBY:
+            await self._patiently(self._heart.beat_now)
+
+    async def _claim(self, view: FleetView) -> Lease:
         settings = self._settings
-        heartbeats = self._bucket(settings.nats_kv_heartbeats)
-
-        async def queue() -> list[str]:
-            return waiting(await heartbeats.entries(), settings.track)
 
         def on_standby(reason: Standby) -> None:
-            self._state, self._standby = State.STANDBY, reason
+            self.status.state, self.status.standby = State.STANDBY, reason
             self._log.info("standby", reason=reason)
+            self._start(self._beat())
 
-        claimant = Claimant(
-            self._bucket(settings.nats_kv_stable_ids), settings, random=self._random, waiting=queue
+        claimant = self._claimant = Claimant(
+            self._bucket(settings.nats_kv_stable_ids),
+            settings,
+            view,
+            random=self._random,
+            session=self._session,
+            repair=self._repair,
         )
         lease: Lease = await self._patiently(lambda: claimant.claim(on_standby))
         return lease
 
-    def _hold(self, lease: Lease) -> Pool:
-        """The ID is ours: the lease is kept; the workers, once started, get partitions when they ask."""
-        settings = self._settings
-        assert self._connection is not None
-        assert self._lost is not None
-        self._lease, self._stable_id, self._state = lease, lease.stable_id, State.ACTIVE
-        self._standby = ""
+    async def _hold(self, lease: Lease) -> None:
+        """Keeps the ID and its partitions until an operator drains the pod; SIGTERM ends it elsewhere."""
+        settings, connection, view = self._settings, self._connection, self._view
+        assert connection is not None
+        assert view is not None
+        status = self.status
+        status.hold(lease)
         log.identify(stable_id=lease.stable_id)
-        self._log.info("claimed", revision=lease.revision, since_start_ms=_since_start_ms())
-        ring = Ring([lease.stable_id], settings.partitions)
-        self._partitions = ring.partitions_of(lease.stable_id)
-        self._ownership = Ownership(
-            self._connection, settings, Owner(lease.stable_id, Pod.of(settings).uid), random=self._random
-        )
+        self._log.info("claimed", revision=lease.revision, since_start_ms=since_start_ms())
         memory = [os.memfd_create(f"cache-{i}") for i in range(settings.workers)]
-        pool = Pool(settings, self._board, memory, lease.stable_id, self._on_ready, self._on_worker)
-        self._pool = pool
-        pool.failed.add_done_callback(self._on_pool_failed)
-        lease.begin(self._on_fenced, on_renewed=self._on_renewed, healthy=pool.is_healthy)
-        return pool
-
-    def _acquire(self, worker: int) -> asyncio.Task[dict[int, Acquired]]:
-        """Begins to take new epochs for a worker's partitions: whoever worked on them before is fenced."""
-        assert self._ownership is not None
-        ownership, mine = self._ownership, self._partitions[worker :: self._settings.workers]
-        acquiring: asyncio.Task[dict[int, Acquired]] = asyncio.get_running_loop().create_task(
-            self._patiently(lambda: ownership.acquire(mine, worker=worker))
+        pool = Pool(
+            settings,
+            self._board,
+            memory,
+            lease.stable_id,
+            on_ready=lambda handle: self._on_worker(handle, steward.on_ready),
+            on_word=lambda handle, word: self._on_word(handle, word),
+            on_gone=lambda handle: self._on_worker(handle, steward.on_lost),
         )
-        self._acquiring[worker] = acquiring
-        return acquiring
+        pool.failed.add_done_callback(self._on_pool_failed)
+        me = Owner(lease.stable_id, settings.pod_uid)
+        steward = Steward(settings, connection, view, pool, me, status.tally, random=self._random)
+        status.pool, status.steward = pool, steward
+        lease.begin(self._on_fenced, on_renewed=self._on_renewed, healthy=pool.is_healthy)
+        self._start(self._beat())
+        specs = self._bucket(settings.nats_kv_chart_specs)
+        steering = self._steering = asyncio.get_running_loop().create_task(steward.run())
+        steering.add_done_callback(self._on_steered)
+        self._departure = Departure(
+            settings, connection, view, lease, steward, self._stop_steering, pool, self._enter
+        )
+        specs_view = None
+        cancel = view.subscribe(self._on_news)
+        try:
+            # Before any worker: judged by the built-in specs, a chart would lose its frozen baseline.
+            specs_view = await self._patiently(lambda: specs.watch(self._on_specs))
+            await fork.server_loaded()
+            pool.start()
+            await self._drained.wait()
+        finally:
+            cancel()
+            if specs_view is not None:
+                await specs_view.stop()
+            await self._stop_steering()
+        status.let_go()
+        for fd in memory:
+            os.close(fd)
 
-    def _on_ready(self, handle: WorkerHandle) -> None:
-        self._start(self._assign(handle))
+    def _on_news(self, kind: str) -> None:
+        """An ID that came to us too late, when we had another, is given back: nobody else would renew it."""
+        view, lease = self._view, self.status.lease
+        if kind != "claims" or view is None or lease is None or lease.state is not LeaseState.HELD:
+            return
+        for stable_id in view.held.get(self._settings.pod_uid, []):
+            claim = view.claims[stable_id]
+            if stable_id != lease.stable_id and claim.value.session == self._session:
+                self._log.warning("given back: another ID is held", stable_id=stable_id)
+                self._start(self._give_back(stable_id, claim.revision))
 
-    async def _assign(self, handle: WorkerHandle) -> None:
-        begun = time.monotonic()
-        acquiring = self._acquiring.pop(handle.index, None) or self._acquire(handle.index)
-        acquired = await acquiring
-        self._acquiring.pop(handle.index, None)
-        self._epoch_changes += len(acquired)
-        if handle.state is not WorkerState.IDLE:
-            return  # it died meanwhile; its successor asks anew
-        handle.enter(WorkerState.SERVING)
-        assignments = [
-            pipes.Assignment(a.partition, a.epoch, a.consumer, a.position) for a in acquired.values()
-        ]
-        handle.send(pipes.Assign(assignments))
-        waited_ms = round((time.monotonic() - begun) * 1e3, 1)
-        self._log.info("acquired", worker=handle.index, partitions=len(acquired), waited_ms=waited_ms)
+    async def _give_back(self, stable_id: str, revision: int) -> None:
+        try:
+            await self._bucket(self._settings.nats_kv_stable_ids).delete(stable_id, revision)
+        except (Conflict, *TRANSIENT) as error:
+            self._log.warning("claim not deleted; it expires", stable_id=stable_id, cause=str(error))
 
-    def _on_worker(self, handle: WorkerHandle) -> None:
-        lost = handle.state in (WorkerState.GONE, WorkerState.STARTING)
-        if lost and self._state is State.ACTIVE and handle.index not in self._acquiring:
-            self._acquire(handle.index)  # while its successor starts, or connects again
-        if self._pool is not None and not self._served and all(h.serving for h in self._pool.handles):
-            self._served = True
-            self._rebuild_s = max(h.serving.rebuild_s for h in self._pool.handles if h.serving)
-            reports = sum(h.serving.reports for h in self._pool.handles if h.serving)
-            self._log.info("ready", rebuilt_reports=reports, since_start_ms=_since_start_ms())
+    def _on_worker(self, handle: WorkerHandle, then: Any) -> None:
+        then(handle)
+        self._note_ready()
+
+    def _on_word(self, handle: WorkerHandle, word: pipes.OfSession) -> None:
+        if self.status.steward is not None:
+            self.status.steward.on_word(handle, word)
+        if isinstance(word, pipes.Serving):
+            self.status.rebuilt(word)
+        self._note_ready()
+
+    def _note_ready(self) -> None:
+        status = self.status
+        if not status.served and status.state is State.ACTIVE and not status.ready():
+            status.served = True
+            self._log.info("ready", rebuilt_reports=status.rebuilt_reports, since_start_ms=since_start_ms())
 
     def _on_specs(self, entry: Entry) -> None:
-        if entry.key != SPECS_KEY or self._pool is None:
+        pool = self.status.pool
+        if entry.key != SPECS_KEY or pool is None:
             return
         try:
             if entry.value is not None:
@@ -226,20 +288,96 @@ class Supervisor:
             return
         self._spec_revision = entry.revision
         self._log.info("chart specs", spec_revision=entry.revision)
-        self._pool.use_specs(pipes.Specs(entry.revision, entry.value or b""))
+        pool.use_specs(pipes.Specs(entry.revision, entry.value or b""))
+
+    # --- what others ask ------------------------------------------------------------------------
+
+    async def _answer(self, request: control.Request) -> control.Answer:
+        match request:
+            case control.Yield():
+                if self.status.steward is None or self._steering is None:
+                    return Refused("no stable ID is held here")
+                return await self.status.steward.answer(request)
+            case control.Succeed():
+                return self._succeed(request)
+            case control.Drain(undo=True):
+                return self._undo_drain()
+            case control.Drain():
+                return self._drain()
+
+    def _succeed(self, request: control.Succeed) -> control.Answer:
+        status = self.status
+        if status.state is not State.STANDBY or not self._loaded or self._stop.is_set():
+            return Refused(f"is {status.state.value}")
+        if self._reserved or self._claimant is None:
+            return Refused("accepted another ID a moment ago")
+        self._reserved = True
+        self._claimant.hold(Standby.RESERVED)
+        asyncio.get_running_loop().call_later(RESERVED_S, self._free_again, self._claimant)
+        self._log.info("successor", stable_id=request.stable_id, of_pod=request.pod_uid)
+        return Accepted()
+
+    def _free_again(self, claimant: Claimant) -> None:
+        self._reserved = False
+        if self.status.state is not State.DRAINED:
+            claimant.hold(None)
+
+    def _drain(self) -> control.Answer:
+        if self.status.state is State.DRAINED or self._departing is not None:
+            return Accepted()
+        if self._departure is None:
+            self._undone.clear()
+            if self._claimant is not None:
+                self._claimant.hold(Standby.DRAINED)
+            self.status.state, self.status.standby = State.DRAINED, Standby.DRAINED
+            self._start(self._beat())
+            return Accepted()
+        self._undone.clear()
+        self._departing = asyncio.get_running_loop().create_task(self._drain_to_idle())
+        self._start(_result(self._departing))
+        return Accepted()
+
+    async def _drain_to_idle(self) -> None:
+        """On an operator's word: hand over, then stay, without an ID."""
+        assert self._departure is not None
+        self._log.info("draining", by="an operator")
+        await self._enter(State.DRAINING)
+        await self._departure.leave(time.monotonic() + self._settings.handoff_s + self._settings.drain_s)
+        self._departure = self._departing = None
+        self._drained.set()
+        await self._beat()
+
+    def _undo_drain(self) -> control.Answer:
+        if self.status.state is not State.DRAINED:
+            return Refused(f"is {self.status.state.value}, not drained")
+        self._drained.clear()
+        self._undone.set()
+        if self._claimant is not None:
+            self._claimant.hold(None)
+        self.status.state = State.STARTING
+        return Accepted()
 
     # --- the lease ------------------------------------------------------------------------------
 
     def _on_renewed(self, deadline_s: float) -> None:
         self._board.lease_deadline_ns = int(deadline_s * 1e9)
-        self._renewals += 1
+        self.status.renewals += 1
 
     def _on_fenced(self, error: Fenced) -> None:
         self._board.lease_deadline_ns = 0
         self._fail(error)
 
+    async def _repair(self) -> None:
+        """A bucket is missing: whoever sees it makes it anew."""
+        assert self._connection is not None
+        await ensure(self._connection, self._settings)
+
     def _on_pool_failed(self, failed: asyncio.Future[None]) -> None:
         if not failed.cancelled() and (error := failed.exception()) is not None:
+            self._fail(error)
+
+    def _on_steered(self, steering: asyncio.Task[None]) -> None:
+        if not steering.cancelled() and (error := steering.exception()) is not None:
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
@@ -254,127 +392,73 @@ class Supervisor:
             self._hurry.set()
         self._stop.set()
 
-    async def _leave(self, working: asyncio.Task[None]) -> None:
-        """Drains, gives back what is held, in this order: partitions, then the ID."""
+    async def _leave(self) -> None:
+        """Hands over what is held, in this order: partitions, then the ID."""
         self._log.info("draining")
-        self._state = State.DRAINING
         deadline_s = time.monotonic() + self._settings.drain_s
-        if self._pool is not None:
-            draining = asyncio.create_task(self._pool.drain(deadline_s))
-            hurry = asyncio.create_task(self._hurry.wait())
-            await asyncio.wait([draining, hurry], return_when=asyncio.FIRST_COMPLETED)
-            if not draining.done():
-                draining.cancel()
-                await self._pool.kill()
-            hurry.cancel()
-            positions = draining.result() if draining.done() and not draining.cancelled() else {}
-            assert self._ownership is not None
-            assert self._lease is not None
-            try:
-                async with asyncio.timeout(max(0.5, deadline_s - time.monotonic())):
-                    await self._ownership.release_all(positions)
-            except (TimeoutError, Fenced, *TRANSIENT) as error:
-                self._log.warning("partitions not released; the next owner takes them", cause=str(error))
-            self._board.lease_deadline_ns = 0
-            await self._lease.release()
-        working.cancel()
-        await asyncio.gather(working, return_exceptions=True)
-        self._log.info("left")
+        departure = self._departure
+        await self._enter(State.DRAINING)
+        if departure is None:
+            return
+        if self._departing is not None:  # an operator's drain is under way: SIGTERM ends its patience
+            self._departing.cancel()
+            await asyncio.gather(self._departing, return_exceptions=True)
+        leaving = asyncio.create_task(departure.leave(deadline_s))
+        hurry = asyncio.create_task(self._hurry.wait())
+        await asyncio.wait([leaving, hurry], return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        if not leaving.done():
+            leaving.cancel()
+            await asyncio.gather(leaving, return_exceptions=True)
+            await departure.finish(time.monotonic())
+        else:
+            leaving.result()
+
+    async def _enter(self, state: State) -> None:
+        """Tells the fleet of a new state; a defender on its way out does not lead."""
+        self.status.state = state
+        if self._leader is not None:
+            await self._leader.resign()
+        await self._beat()
+
+    async def _stop_steering(self) -> None:
+        steering, self._steering = self._steering, None
+        if steering is not None:
+            steering.cancel()
+            await asyncio.gather(steering, return_exceptions=True)
 
     async def _abandon(self) -> None:
         """Ends the workers at once; nothing is given back, for it may be another's already."""
         self._board.lease_deadline_ns = 0
-        if self._pool is not None:
-            await self._pool.kill()
-
-    # --- what others see ------------------------------------------------------------------------
+        if self.status.pool is not None:
+            await self.status.pool.kill()
 
     async def _serve_http(self, working: asyncio.Task[None]) -> None:
         deadline_s = time.monotonic() + HTTP_LATEST_S
-        while self._state is State.STARTING and time.monotonic() < deadline_s and not working.done():
+        while self.status.state is State.STARTING and time.monotonic() < deadline_s and not working.done():
             await asyncio.sleep(0.01)
-        from runtime import http
-        from runtime.metrics import Metrics, PodState, Role
+        from runtime.pages import serve
 
-        settings = self._settings
-        state = PodState(settings.pod_name, settings.track, settings.revision)
-        roles = {
-            State.STARTING: Role.STARTING,
-            State.STANDBY: Role.STANDBY,
-            State.ACTIVE: Role.HOLDER,
-            State.DRAINING: Role.DRAINING,
-        }
-
-        def refreshed() -> None:
-            state.stable_id, state.role = self._stable_id or "", roles[self._state]
-            state.lease_renewed_ns = int(self._lease.renewed_s * 1e9) if self._lease else 0
-            state.rebuild_s, state.claims = self._rebuild_s, int(self._lease is not None)
-            state.renewals, state.epoch_changes = self._renewals, self._epoch_changes
-            if self._pool is not None:
-                state.worker_restarts = {h.index: h.restarts for h in self._pool.handles}
-
-        server = await http.serve(
-            settings.http_host, settings.http_port, self, Metrics(self._board, state, refresh=refreshed)
-        )
-        self._log.info("listening", host=settings.http_host, port=server.port)
+        server = await serve(self._settings, self._board, self.status)
+        self._log.info("listening", host=self._settings.http_host, port=server.port)
         try:
             await asyncio.get_running_loop().create_future()
         finally:
             await server.close()
-
-    def live(self) -> list[str]:
-        """Why the platform should restart this pod: never, while its loop turns (a failure ends it)."""
-        return []
-
-    def started(self) -> list[str]:
-        if self._state is State.STANDBY or self._served:
-            return []
-        return self.ready() or ["the workers have not served yet"]
-
-    def ready(self) -> list[str]:
-        why: list[str] = []
-        if self._connection is None or not self._connection.is_connected:
-            why.append(f"no connection to NATS at {self._settings.nats_servers}")
-        if self._state is State.STARTING:
-            why.append("no stable ID is claimed yet")
-        if self._state is State.DRAINING:
-            why.append("draining")
-        if self._state is State.ACTIVE and self._pool is not None:
-            for handle in self._pool.handles:
-                if handle.serving is None:
-                    why.append(f"worker {handle.index} is {handle.state.value} and serves no partition yet")
-        return why
-
-    def _beat(self) -> Heartbeat:
-        settings, board = self._settings, self._board
-        owned = board.partitions_owned()
-        load = Load(
-            workers=settings.workers if self._pool is not None else 0,
-            partitions=len(owned),
-            reports=board.total(Counter.REPORTS),
-            samples=board.total(Counter.SAMPLES),
-            lag=sum(lag for _, lag in owned.values()),
-            slots_used=board.total(Counter.SLOTS_USED),
-            slots_total=board.total(Counter.SLOTS_TOTAL),
-        )
-        return Heartbeat(
-            pod_uid=settings.pod_uid,
-            pod_name=settings.pod_name,
-            track=settings.track,
-            revision=settings.revision,
-            state=self._state,
-            at=datetime.now(UTC),
-            stable_id=self._stable_id,
-            standby=self._standby,
-            load=load,
-            versions=versions(),
-        )
 
     # --- small change ---------------------------------------------------------------------------
 
     def _bucket(self, name: str) -> Bucket:
         assert self._connection is not None
         return Bucket(self._connection, name, random=self._random, timeout_s=self._settings.request_timeout_s)
+
+    async def _beat(self) -> None:
+        """Tells the fleet now; the regular heartbeat tells it anyway."""
+        if self._heart is not None:
+            try:
+                await self._heart.beat_now()
+            except TRANSIENT as error:
+                self._log.debug("heartbeat not written", cause=str(error))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -403,7 +487,14 @@ class Supervisor:
             attempt += 1
 
 
-def _since_start_ms() -> int:
+async def _result(task: asyncio.Task[None]) -> None:
+    """Its error, if it has one, ends the pod."""
+    await asyncio.gather(task, return_exceptions=True)
+    if not task.cancelled():
+        task.result()
+
+
+def since_start_ms() -> int:
     """Milliseconds since this process was executed, by the kernel's account."""
     with open("/proc/self/stat", encoding="ascii") as stat:
         started_ticks = int(stat.read().rpartition(")")[2].split()[19])

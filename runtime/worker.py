@@ -94,7 +94,6 @@ class Worker:
         self._log = log.get("worker")
         self._specs: tuple[int, Specs] = (0, Specs())
         self._session: Session | None = None
-        self._assigned: asyncio.Future[list[pipes.Assignment]] | None = None
         self._draining = asyncio.Event()
         self._random = Random(os.urandom(8))
 
@@ -117,7 +116,7 @@ class Worker:
                         self._say(pipes.Broken(str(error), error.exit_code))
                         return error.exit_code
                     self._log.warning("session ended", cause=str(error))
-                    self._say(pipes.Ended(str(error)))
+                    self._say(pipes.Ended(self._counters.get(Counter.SESSIONS), str(error)))
                 attempt = 0 if time.monotonic() - begun > 5.0 else attempt + 1
                 await asyncio.sleep(backoff_s(attempt, 0.02, 2.0, self._random))
         finally:
@@ -140,9 +139,11 @@ class Worker:
             cache = Cache(self._arena, settings.names, specs, revision, settings.history_depth)
             limits = Limits(settings.report_bytes_max, settings.at_past_max_s, settings.at_future_max_s)
             judge = Judge(cache, FlightLog(self._arena), limits, self._stable_id)
-            session = Session(settings, connection, history, judge, self._board, self._counters)
-            self._session = session
             self._counters.add(Counter.SESSIONS)
+            number = self._counters.get(Counter.SESSIONS)  # it counts on over deaths of this worker
+            self._session = session = Session(
+                number, settings, connection, history, judge, self._board, self._counters, self._say
+            )
             self._counters.set(Counter.SPEC_REVISION, revision)
             return await self._serve(session, connection)
         finally:
@@ -153,23 +154,18 @@ class Worker:
                 await connection.cut()
 
     async def _serve(self, session: Session, connection: Connection) -> int:
-        """Waits for the partitions, serves them, drains; raises when anything of it breaks."""
+        """Serves what comes, drains when it is told to; raises when anything of it breaks."""
         loop = asyncio.get_running_loop()
-        self._assigned = loop.create_future()
         trouble = [
             loop.create_task(session.broken()),
             loop.create_task(_end_of(connection)),
         ]
         try:
-            self._say(pipes.Ready())
-            assignments = await _unless(trouble, self._assigned)
-            self._say(await _unless(trouble, session.serve(assignments)))
-            self._log.info("serving", partitions=len(assignments))
+            self._say(pipes.Ready(session.number))
             await _unless(trouble, self._draining.wait())
             self._say(await _unless(trouble, session.drain()))
             return 0
         finally:
-            self._assigned = None
             for task in trouble:
                 task.cancel()
 
@@ -182,9 +178,6 @@ class Worker:
 
     def _obey(self, word: pipes.ToWorker) -> None:
         match word:
-            case pipes.Assign(assignments=assignments):
-                if self._assigned is not None and not self._assigned.done():
-                    self._assigned.set_result(assignments)
             case pipes.Specs(revision=revision, document=document):
                 specs = decode_specs(document, self._settings.window) if document else Specs()
                 self._specs = (revision, specs)
@@ -192,10 +185,27 @@ class Worker:
                     self._session.use_specs(specs, revision)
             case pipes.Drain():
                 self._draining.set()
-                if self._session is None or self._session.state is not State.SERVING:
-                    # nothing is in hand: not connected, waiting for partitions, or reading their history
+                if self._session is None or self._session.state is not State.OPEN:
+                    # nothing is in hand: not connected, or the session has just ended
                     self._say(pipes.Released({}))
                     os._exit(0)
+            case _:
+                if self._session is not None and self._session.number == word.session:
+                    self._obey_session(self._session, word)
+
+    @staticmethod
+    def _obey_session(session: Session, word: pipes.Assign | pipes.Copy | pipes.Forget | pipes.Yield) -> None:
+        if session.state is not State.OPEN:
+            return
+        match word:
+            case pipes.Assign(assignments=assignments):
+                session.assign(assignments)
+            case pipes.Copy(partitions=partitions):
+                session.copy(partitions)
+            case pipes.Forget(partitions=partitions):
+                session.forget(partitions)
+            case pipes.Yield(partitions=partitions):
+                session.give_back(partitions)
 
     def _say(self, word: pipes.ToSupervisor) -> None:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `_hear` sees it too, and leaves
@@ -207,8 +217,8 @@ class Worker:
             self._counters.set(Counter.PROGRESS_AT_NS, time.monotonic_ns())
             if self._session is not None:
                 self._session.tick()
-            deadline_ns = self._board.lease_deadline_ns
-            if time.monotonic_ns() >= deadline_ns:
+            is_idle = self._session is None or self._session.is_idle  # of a standby, there is no lease yet
+            if not is_idle and time.monotonic_ns() >= self._board.lease_deadline_ns:
                 self._log.error("fenced: the lease ran out")
                 sys.stderr.flush()
                 os._exit(Fenced.exit_code)

@@ -220,12 +220,16 @@ class Fleet:
         """Waits until all is settled; fails unless the streams hold exactly what the oracle says."""
         await self.settled(deadline_s)
         streams = await self.read()
-        settings = self.settings
-        oracle = Oracle(window=settings.window, depth=settings.history_depth, specs=self.specs)
-        differences = oracle.compare(streams, settings.report_bytes_max)
+        differences = self.differences(streams)
         shown = "\n".join(differences[:DIFFERENCES_SHOWN])
         assert not differences, f"{len(differences)} differences from the oracle:\n{shown}"
         return streams
+
+    def differences(self, streams: Streams) -> list[str]:
+        """Where the streams do not hold what the oracle says."""
+        settings = self.settings
+        oracle = Oracle(window=settings.window, depth=settings.history_depth, specs=self.specs)
+        return oracle.compare(streams, settings.report_bytes_max)
 
 
 @asynccontextmanager

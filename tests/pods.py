@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -46,7 +48,14 @@ def brisk(**changes: Any) -> dict[str, Any]:
         "renew_s": 0.4,
         "request_timeout_s": 1.0,
         "heartbeat_ttl_s": 4.0,
+        "silence_s": 3.0,
+        "leader_ttl_s": 3.0,
+        "settle_s": 0.3,
+        "hold_down_s": 3.0,
+        "successor_wait_s": 2.0,
+        "handoff_s": 6.0,
         "pull_expires_s": 5.0,
+        "max_defenders": 1,
         "partitions": 16,
         "window": 32,
         "history_depth": 4096,
@@ -80,12 +89,14 @@ class Pod:
         self.log_path = Path(self._folder.name) / "pod.log"
         self._process: subprocess.Popen[bytes] | None = None
         self.started_s = 0.0
+        self._port: int | None = None
 
     def start(self) -> Self:
         """Starts the process; `wait_ready` waits for it."""
         assert self._process is None or self._process.poll() is not None, "the pod runs already"
         settings = msgspec.structs.replace(self.settings, http_host="127.0.0.1", http_port=0)
         self.log_path.unlink(missing_ok=True)
+        self._port = None
         self.started_s = time.monotonic()
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
@@ -131,8 +142,10 @@ class Pod:
 
     @property
     def port(self) -> int | None:
-        found = self.lines("listening")
-        return int(found[-1]["port"]) if found else None
+        """Where it answers; None until it does."""
+        if self._port is None and (found := self.lines("listening")):
+            self._port = int(found[-1]["port"])
+        return self._port
 
     @property
     def workers(self) -> dict[int, int]:
@@ -152,6 +165,26 @@ class Pod:
                 return refusal.code, refusal.read().decode()
         except OSError:
             return 0, ""
+
+    async def probe(self, path: str = "/readyz", *, timeout_s: float = 5.0) -> int:
+        """The status of a page, 0 while nobody answers. Unlike `get`, it lets others work meanwhile."""
+        if self.port is None or self.exit_code is not None:
+            return 0
+        writer: asyncio.StreamWriter | None = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n".encode())
+                status = await reader.readline()
+                await reader.read()
+            return int(status.split()[1]) if status else 0
+        except (OSError, TimeoutError):
+            return 0
+        finally:
+            if writer is not None:
+                writer.close()
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
 
     def not_ready(self) -> list[str]:
         """Why /readyz says no; empty when it says yes."""

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import runtime
-from runtime.cli import basics, demo, follow, publish, specs, status
+from runtime.cli import basics, cutover, demo, follow, operate, publish, ring, specs, status, where
 
 app = typer.Typer(
     name="defender",
@@ -23,7 +23,14 @@ app.command()(follow.verdicts)
 app.command()(follow.alarms)
 app.command()(follow.rejected)
 app.command()(status.status)
-app.command()(status.where)
+app.command()(ring.ring)
+app.command()(where.where)
+app.command()(operate.drain)
+app.command()(operate.forget)
+app.command()(operate.freeze)
+app.command()(operate.unfreeze)
+app.command()(cutover.cutover)
+app.command()(cutover.track)
 app.add_typer(specs.app, name="specs")
 app.command()(basics.config)
 app.command()(basics.schema)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 import uvloop
 from rich.console import Console
+from rich.table import Table
 
 from runtime import config, log, resources
 from runtime.bus import connect
@@ -37,6 +38,14 @@ def tables() -> Console:
     """For tables: folded to the width of the terminal, wide where there is none."""
     width = None if sys.stdout.isatty() else TABLE_COLUMNS
     return Console(highlight=False, markup=False, emoji=False, width=width)
+
+
+def table(*columns: tuple[str, bool]) -> Table:
+    """A table without lines; (title, whether it is a number)."""
+    made = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for title, is_number in columns:
+        made.add_column(title, justify="right" if is_number else "left", overflow="fold")
+    return made
 
 
 def stderr() -> Console:

@@ -6,14 +6,23 @@ production, Cassandra. Both pass the same contract tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 from runtime.frames import Message
 from runtime.wire import StoredVerdict, Verdict
 
 Take = Callable[[list[StoredVerdict]], bool]
 """Takes some rows, of each chamber oldest first; False: no more, the cache is full."""
+Rest = Callable[[float], Awaitable[None]]
+"""Awaited between two portions of work, with the time that the last one took, s."""
+
+
+class Loaded(NamedTuple):
+    """How many reports of a partition were given, and the store's position behind the last of them."""
+
+    reports: int
+    last: int
 
 
 class History(Protocol):
@@ -22,8 +31,18 @@ class History(Protocol):
     async def append(self, verdicts: Sequence[Message]) -> None:
         """Returns when the reports of these verdicts are stored; storing one again changes nothing."""
 
-    async def load_partition(self, partition: int, take: Take) -> int:
-        """Gives every chamber's last D reports of one partition to *take*; returns how many it gave."""
+    async def load_partition(
+        self, partition: int, take: Take, *, after: int | None = None, rest: Rest | None = None
+    ) -> Loaded:
+        """Gives every chamber's last D reports of one partition to *take*.
+
+        *after*: the ``last`` of an earlier call, for only what was stored since. It is the store's own (a
+        sequence of its stream, a time): callers keep it and compare nothing. A store that cannot tell
+        exactly gives more, rows that it gave before too; *take* passes over what it has. What was stored
+        before the call is given, wherever it was stored from. With nothing new it takes one round trip.
+
+        With *rest* it is background work: small portions, with a rest between them.
+        """
 
     async def load_chamber(self, partition: int, chamber: str) -> list[StoredVerdict]:
         """A chamber's last D reports, oldest first; empty for a chamber that was never judged."""

@@ -1,27 +1,37 @@
 """History in JetStream: the stream VERDICTS itself, by its depth a subject. Appending is publishing.
 
-A partition is read by an ephemeral consumer without acks and overlapping pulls; a chamber, and last
-sequences, by the server's batched direct gets (one request, many replies).
+A whole partition is read by an ephemeral consumer without acks and overlapping pulls; what came since, a
+chamber, and last sequences, by the server's batched direct gets (one request, many replies).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from runtime.connection import Connection
-from runtime.frames import Message, frame_pub, header, pull_left, status_of
-from runtime.history import Take
-from runtime.jetstream import NoAnswer, UnexpectedAnswer, last_messages
+from runtime.frames import Message, delivery_of, frame_pub, header, pull_left, status_of
+from runtime.history import Loaded, Rest, Take
+from runtime.jetstream import NoAnswer, Reply, UnexpectedAnswer, last_messages
 from runtime.names import Names
 from runtime.wire import StoredVerdict, Verdict, decode_stored, decode_verdict
 
 PULL_MESSAGES: Final = 512
 PULL_BYTES: Final = 4_000_000
 """Of one pull; two overlap, so at most 8 MB of one partition are under way."""
+GENTLE_MESSAGES: Final = 64
+GENTLE_BYTES: Final = 250_000
+"""Of one pull with a rest between portions: what arrives is read from the socket in one go, 1-2 ms."""
+PORTION_S: Final = 0.003
+"""What decoding and taking one portion may take before the rest."""
+PORTION_FIRST: Final = 16
+"""Rows of the first portion; the next ones are as large as the time allows."""
+SINCE_MESSAGES: Final = 512
+"""Of one direct get of what came since; the server's limit is 1024."""
 
 
 class JetStreamHistory:
@@ -34,7 +44,12 @@ class JetStreamHistory:
     async def append(self, verdicts: Sequence[Message]) -> None:
         """Nothing is left to do: the verdicts are stored when their batch is acknowledged."""
 
-    async def load_partition(self, partition: int, take: Take) -> int:
+    async def load_partition(
+        self, partition: int, take: Take, *, after: int | None = None, rest: Rest | None = None
+    ) -> Loaded:
+        portions = _Portions(take, rest)
+        if after is not None:
+            return await self._load_since(partition, portions, after)
         stream = self._names.verdicts_stream(partition)
         created = await self._connection.api(
             f"CONSUMER.CREATE.{stream}",
@@ -53,24 +68,36 @@ class JetStreamHistory:
         )
         name, waiting = created["name"], int(created["num_pending"])
         try:
-            return await self._read(stream, name, waiting, take) if waiting else 0
+            if not waiting:
+                return Loaded(0, 0)
+            return await self._read(stream, name, waiting, portions)
         finally:
-            if self._connection.is_connected:
-                await self._connection.api(f"CONSUMER.DELETE.{stream}.{name}", timeout_s=self._timeout_s)
+            self._let_go(f"$JS.API.CONSUMER.DELETE.{stream}.{name}")
 
-    async def _read(self, stream: str, consumer: str, waiting: int, take: Take) -> int:
-        reader = _Reader(self._connection, f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", waiting)
+    def _let_go(self, request: str) -> None:
+        """Asks without waiting for the answer: a consumer that stays after all ends by its inactivity."""
+        if self._connection.is_connected:
+            self._connection.ask(request).add_done_callback(_hear_nothing)
+
+    async def _read(self, stream: str, consumer: str, waiting: int, portions: _Portions) -> Loaded:
+        next_subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+        reader = _Reader(self._connection, next_subject, waiting, gentle=portions.rest is not None)
         await reader.start()
-        given = 0
         try:
-            while given < waiting:
-                rows = await reader.rows(self._timeout_s)
-                given += len(rows)
-                if not take([decode_stored(row) for row in rows]):
+            while portions.given < waiting:
+                if not await portions.give(await reader.rows(self._timeout_s)):
                     break
         finally:
             await reader.stop()
-        return given
+        return Loaded(portions.given, portions.last)
+
+    async def _load_since(self, partition: int, portions: _Portions, after: int) -> Loaded:
+        portions.last = after
+        stream, subject = self._names.verdicts_stream(partition), self._names.verdict(partition)
+        async for page in self._pages(stream, subject, after + 1, SINCE_MESSAGES):
+            if not await portions.give([(reply.payload, _sequence(reply)) for reply in page]):
+                break
+        return Loaded(portions.given, portions.last)
 
     async def load_chamber(self, partition: int, chamber: str) -> list[StoredVerdict]:
         return [decode_stored(row) for row in await self._messages_of(partition, chamber)]
@@ -81,21 +108,26 @@ class JetStreamHistory:
 
     async def _messages_of(self, partition: int, chamber: str) -> list[bytes]:
         subject, stream = self._names.verdict(partition, chamber), self._names.verdicts_stream(partition)
-        messages: list[bytes] = []
-        start = 1
+        pages = self._pages(stream, subject, 1, self._depth)
+        return [reply.payload async for page in pages for reply in page]
+
+    async def _pages(
+        self, stream: str, subject: str, start: int, messages: int
+    ) -> AsyncIterator[list[Reply]]:
+        """The messages on *subject* from sequence *start* on, up to so many at once."""
         while True:
-            request = {"seq": start, "next_by_subj": subject, "batch": self._depth}
+            request = {"seq": start, "next_by_subj": subject, "batch": messages}
             *replies, end = await self._connection.call_several(
                 f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(request), timeout_s=self._timeout_s
             )
             if end.status == b"404":
-                return messages
+                return
             if end.status != b"204" or not replies:
                 raise UnexpectedAnswer(f"{stream}: direct get of {subject} ended with status {end.status!r}")
-            messages.extend(reply.payload for reply in replies)
+            yield replies
             if int(header(end.headers, b"Nats-Num-Pending") or 0) == 0:
-                return messages
-            start = int(header(replies[-1].headers, b"Nats-Sequence") or 0) + 1
+                return
+            start = _sequence(replies[-1]) + 1
 
     async def last_sequences(self, chambers: Mapping[str, int]) -> dict[str, int]:
         by_stream: dict[str, list[str]] = {}
@@ -110,17 +142,62 @@ class JetStreamHistory:
         return last
 
 
+class _Portions:
+    """Rows on their way to *take*: with a *rest*, so many at once as take PORTION_S."""
+
+    def __init__(self, take: Take, rest: Rest | None) -> None:
+        self.given = self.last = 0
+        self.rest = rest
+        self._take = take
+        self._most = PORTION_FIRST
+
+    async def give(self, rows: list[tuple[bytes, int]]) -> bool:
+        """Rows with their sequences in the stream; False when no more are taken."""
+        if self.rest is None:
+            return self._some(rows)
+        while rows:
+            some, rows = rows[: self._most], rows[self._most :]
+            begun = time.perf_counter()
+            goes_on = self._some(some)
+            took_s = time.perf_counter() - begun
+            if took_s > PORTION_S:
+                self._most = max(1, self._most // 2)
+            elif took_s < PORTION_S / 2 and len(some) == self._most:
+                self._most *= 2
+            await self.rest(took_s)
+            if not goes_on:
+                return False
+        return True
+
+    def _some(self, rows: list[tuple[bytes, int]]) -> bool:
+        self.given += len(rows)
+        self.last = rows[-1][1]
+        return self._take([decode_stored(payload) for payload, _ in rows])
+
+
+def _sequence(reply: Reply) -> int:
+    return int(header(reply.headers, b"Nats-Sequence") or 0)
+
+
+def _hear_nothing(reply: asyncio.Future[Reply]) -> None:
+    if not reply.cancelled():
+        reply.exception()  # the connection may have ended
+
+
 class _Reader:
     """Overlapping pulls of a consumer without acks, until *waiting* messages have come."""
 
-    def __init__(self, connection: Connection, next_subject: str, waiting: int) -> None:
+    def __init__(self, connection: Connection, next_subject: str, waiting: int, *, gentle: bool) -> None:
         self._connection = connection
         self._next = next_subject.encode()
         self._to_ask = waiting
         self._asked = 0
-        self._rows: list[bytes] = []
+        self._rows: list[tuple[bytes, int]] = []
         self._came = asyncio.Event()
         self._broken: bytes = b""
+        self._gentle = gentle
+        self._messages = GENTLE_MESSAGES if gentle else PULL_MESSAGES
+        self._bytes = GENTLE_BYTES if gentle else PULL_BYTES
         self._inbox = connection.inbox()
         self._sid = 0
 
@@ -132,8 +209,8 @@ class _Reader:
     async def stop(self) -> None:
         await self._connection.untap(self._sid)
 
-    async def rows(self, timeout_s: float) -> list[bytes]:
-        """What has come since the last call, at least one message."""
+    async def rows(self, timeout_s: float) -> list[tuple[bytes, int]]:
+        """What has come since the last call, at least one message, with the sequences in the stream."""
         if not self._rows:
             self._came.clear()
             try:
@@ -144,14 +221,17 @@ class _Reader:
         if self._broken:
             raise UnexpectedAnswer(f"a pull of the history ended with {self._broken.decode()!r}")
         rows, self._rows = self._rows, []
+        self._pull()
         return rows
 
     def _pull(self) -> None:
-        batch = min(PULL_MESSAGES, self._to_ask)
-        if batch > 0:
+        """Two pulls overlap; gently, what has come and was not given counts with what is asked for."""
+        asked = self._asked + len(self._rows) if self._gentle else self._asked
+        batch = min(self._messages, self._to_ask)
+        if batch > 0 and asked <= self._messages and not self._broken:
             self._to_ask -= batch
             self._asked += batch
-            request = {"batch": batch, "expires": 30_000_000_000, "max_bytes": PULL_BYTES}
+            request = {"batch": batch, "expires": 30_000_000_000, "max_bytes": self._bytes}
             self._connection.write(frame_pub(self._next, msgspec.json.encode(request), self._inbox))
 
     def _deliver(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
@@ -164,7 +244,6 @@ class _Reader:
                 self._to_ask += left
         else:
             self._asked -= 1
-            self._rows.append(payload)
-        if self._asked <= PULL_MESSAGES and not self._broken:
-            self._pull()
+            self._rows.append((payload, delivery_of(reply).seq))
+        self._pull()
         self._came.set()

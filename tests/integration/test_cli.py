@@ -30,7 +30,8 @@ from runtime.config import Settings
 from runtime.embedded import NatsServer
 from runtime.identity import Claimant
 from runtime.membership import Heart, Heartbeat, Load, State
-from runtime.ownership import Owner, Ownership
+from runtime.ownership import Ownership
+from runtime.ownership_record import Owner
 from runtime.specs import ChartSpec
 from runtime.wire import Verdict
 
@@ -368,7 +369,7 @@ async def take_part(connection: Connection, settings: Settings) -> None:
 
     await Heart(Bucket(connection, settings.nats_kv_heartbeats, random=random), beat, every_s=2).beat_now()
     owner = Owner(lease.stable_id, settings.pod_uid)
-    await Ownership(connection, settings, owner, random=random).acquire(range(settings.partitions - 1))
+    await Ownership(connection, settings, owner, random=random).take_over(range(settings.partitions - 1))
 
 
 def test_consumers_are_read_page_by_page(cli: Cli) -> None:

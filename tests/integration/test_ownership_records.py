@@ -15,7 +15,8 @@ from runtime.config import Settings
 from runtime.embedded import NatsServer
 from runtime.errors import Fenced
 from runtime.names import parse_consumer
-from runtime.ownership import Owner, Ownership, Record, State
+from runtime.ownership import Ownership, Want
+from runtime.ownership_record import Owner, Record, State
 from runtime.resources import ensure
 from runtime.wire import Verdict, msgpack_encoder
 
@@ -65,7 +66,7 @@ async def test_acquiring_writes_the_records_and_makes_a_consumer_a_partition(set
     async with connected(settings) as connection:
         await ensure(connection, settings)
         owner = ownership(connection, settings)
-        acquired = await owner.acquire(range(64))
+        acquired = await owner.take_over(range(64))
         assert sorted(acquired) == list(range(64))
         records = await owner.records()
         consumers = await consumers_of(connection, settings)
@@ -86,8 +87,8 @@ async def test_a_second_acquisition_has_a_higher_epoch_and_deletes_the_older_con
 ) -> None:
     async with connected(settings) as connection:
         await ensure(connection, settings)
-        first = await ownership(connection, settings).acquire([1, 2, 3])
-        second = await ownership(connection, settings, 1).acquire([2])
+        first = await ownership(connection, settings).take_over([1, 2, 3])
+        second = await ownership(connection, settings, 1).take_over([2])
         assert second[2].epoch > first[2].epoch
         assert {parse_consumer(name) for name in await consumers_of(connection, settings)} == {
             (1, first[1].epoch),
@@ -100,7 +101,7 @@ async def test_the_same_process_that_acquires_again_gets_a_new_epoch(settings: S
     async with connected(settings) as connection:
         await ensure(connection, settings)
         owner = ownership(connection, settings)
-        first, second = await owner.acquire([5]), await owner.acquire([5])
+        first, second = await owner.take_over([5]), await owner.take_over([5])
         assert second[5].epoch > first[5].epoch
 
 
@@ -108,12 +109,12 @@ async def test_the_position_is_the_ack_floor_of_the_consumer_before(settings: Se
     async with connected(settings) as connection:
         await ensure(connection, settings)
         partition = await publish(connection, settings, 10)
-        first = (await ownership(connection, settings).acquire([partition]))[partition]
+        first = (await ownership(connection, settings).take_over([partition]))[partition]
         assert first.position == 0
         assert await pull_and_ack(connection, first.stream, first.consumer, batch=8, acked=6) == [
             *range(1, 9)
         ]
-        second = (await ownership(connection, settings, 1).acquire([partition]))[partition]
+        second = (await ownership(connection, settings, 1).take_over([partition]))[partition]
         assert second.position == 6
         assert await pull_and_ack(connection, second.stream, second.consumer, batch=4, acked=0) == [
             7,
@@ -121,7 +122,7 @@ async def test_the_position_is_the_ack_floor_of_the_consumer_before(settings: Se
             9,
             10,
         ]
-        third = (await ownership(connection, settings, 2).acquire([partition]))[partition]
+        third = (await ownership(connection, settings, 2).take_over([partition]))[partition]
         assert third.position == 6
 
 
@@ -130,10 +131,10 @@ async def test_the_position_is_the_record_s_when_no_consumer_is_left(settings: S
         await ensure(connection, settings)
         partition = await publish(connection, settings, 10)
         owner = ownership(connection, settings)
-        held = (await owner.acquire([partition]))[partition]
+        held = (await owner.take_over([partition]))[partition]
         await owner.release(partition, 9)
         await connection.api(f"CONSUMER.DELETE.{held.stream}.{held.consumer}")
-        assert (await ownership(connection, settings, 1).acquire([partition]))[partition].position == 9
+        assert (await ownership(connection, settings, 1).take_over([partition]))[partition].position == 9
 
 
 async def test_the_position_is_the_newest_verdict_s_when_all_else_is_lost(settings: Settings) -> None:
@@ -145,7 +146,7 @@ async def test_the_position_is_the_newest_verdict_s_when_all_else_is_lost(settin
             verdict = Verdict(f"CH-{seq % 2}", seq=seq, ordinal=1, epoch=1, spec=0, position=position)
             await connection.store(names.verdict(partition, verdict.chamber), msgpack_encoder.encode(verdict))
         other = (partition + 1) % 64
-        acquired = await ownership(connection, settings).acquire([partition, other])
+        acquired = await ownership(connection, settings).take_over([partition, other])
         assert acquired[partition].position == 4
         assert acquired[other].position == 0
 
@@ -157,9 +158,9 @@ async def test_a_position_beyond_the_stream_s_end_is_brought_back_to_it(
         await ensure(connection, settings)
         partition = await publish(connection, settings, 3)
         owner = ownership(connection, settings)
-        held = (await owner.acquire([partition]))[partition]
+        held = (await owner.take_over([partition]))[partition]
         await owner.release(partition, 5000)
-        again = (await ownership(connection, settings, 1).acquire([partition]))[partition]
+        again = (await ownership(connection, settings, 1).take_over([partition]))[partition]
         assert again.position == 3
         assert "ahead of the samples" in caplog.text
         assert again.epoch > held.epoch
@@ -169,7 +170,7 @@ async def test_a_release_leaves_position_and_epoch_for_the_next_owner(settings: 
     async with connected(settings) as connection:
         await ensure(connection, settings)
         owner = ownership(connection, settings)
-        held = await owner.acquire([1, 2])
+        held = await owner.take_over([1, 2])
         await owner.release_all({1: 0, 2: 0})
         records = await owner.records()
         assert records[1] == (Record(State.RELEASED, "defender-0", "uid-0", held[1].epoch, 0), held[1].epoch)
@@ -182,8 +183,8 @@ async def test_a_former_owner_cannot_release_what_another_acquired(settings: Set
     async with connected(settings) as connection:
         await ensure(connection, settings)
         former, same_pod = ownership(connection, settings), ownership(connection, settings)
-        await former.acquire([7])
-        await same_pod.acquire([7])
+        await former.take_over([7])
+        await same_pod.take_over([7])
         with pytest.raises(Fenced, match="partition 7"):
             await former.release(7, 99)
         record, _ = (await same_pod.records())[7]
@@ -194,10 +195,12 @@ async def test_an_owner_that_was_overtaken_while_it_acquired_is_fenced(settings:
     async with connected(settings) as connection:
         await ensure(connection, settings)
         slow, fast = ownership(connection, settings), ownership(connection, settings, 1)
-        entry = await slow._write_owner(7, worker=0)
-        overtaking = (await fast.acquire([7]))[7]
+        want = Want(7, Record(), 0)
+        epoch = await slow._write_owner(want, worker=0)
+        assert epoch is not None
+        overtaking = (await fast.take_over([7]))[7]
         with pytest.raises(Fenced, match=str(overtaking.epoch)):
-            await slow._attach(7, entry, await slow._told(0), 100)
+            await slow._attach(want, epoch, await slow._told(0), 100)
         assert list(await consumers_of(connection, settings)) == [overtaking.consumer]
 
 
@@ -206,11 +209,11 @@ async def test_a_bucket_made_anew_does_not_lose_the_position(settings: Settings)
         await ensure(connection, settings)
         partition = await publish(connection, settings, 5)
         for _ in range(3):
-            first = (await ownership(connection, settings).acquire([partition]))[partition]
+            first = (await ownership(connection, settings).take_over([partition]))[partition]
         await pull_and_ack(connection, first.stream, first.consumer, batch=5, acked=5)
         await connection.api(f"STREAM.DELETE.KV_{settings.nats_kv_assignments}")
         await ensure(connection, settings)
-        again = (await ownership(connection, settings).acquire([partition]))[partition]
+        again = (await ownership(connection, settings).take_over([partition]))[partition]
         assert again.epoch < first.epoch
         assert again.position == 5
         assert list(await consumers_of(connection, settings)) == [again.consumer]
@@ -228,3 +231,56 @@ async def test_consumers_are_listed_over_several_pages(nats_server: NatsServer) 
             )
         told = await ownership(connection, settings)._told(0)
         assert sorted(told.floors[9]) == list(range(300))
+
+
+async def test_a_partition_whose_record_another_wrote_is_not_acquired(settings: Settings) -> None:
+    async with connected(settings) as connection:
+        await ensure(connection, settings)
+        late, fast = ownership(connection, settings), ownership(connection, settings, 1)
+        held = await fast.take_over([7])
+        acquired = await late.acquire([Want(7, Record(), 0), Want(8, Record(), 0)])
+        assert sorted(acquired) == [8]
+        assert sorted(late.held) == [8]
+        assert (await late.records())[7][1] == held[7].epoch
+
+
+async def test_a_partition_handed_over_warm_goes_on_at_its_record_s_position(settings: Settings) -> None:
+    async with connected(settings) as connection:
+        await ensure(connection, settings)
+        partition = await publish(connection, settings, 10)
+        former, heir = ownership(connection, settings), ownership(connection, settings, 1)
+        before = (await former.take_over([partition]))[partition]
+        record, revision = await former.release(partition, 4, "defender-1")
+        assert record.next == "defender-1"
+        acquired = (await heir.acquire([Want(partition, record, revision, warm=True)]))[partition]
+        await heir.close()
+        assert (acquired.position, acquired.before) == (4, before.epoch)
+        assert list(await consumers_of(connection, settings)) == [acquired.consumer]
+        got = await pull_and_ack(connection, acquired.stream, acquired.consumer, batch=6, acked=0)
+        assert got == [*range(5, 11)]
+
+
+async def test_a_lost_record_is_written_again_with_the_epoch_that_is_held(settings: Settings) -> None:
+    async with connected(settings) as connection:
+        await ensure(connection, settings)
+        owner = ownership(connection, settings)
+        held = (await owner.take_over([3]))[3]
+        await connection.api(f"STREAM.DELETE.KV_{settings.nats_kv_assignments}")
+        await ensure(connection, settings)
+        revision = await owner.restore(3, 0)
+        assert revision is not None
+        record, epoch = (await owner.records())[3]
+        assert (record.state, record.pod_uid, epoch) == (State.OWNED, "uid-0", held.epoch)
+        await owner.release(3, 0)
+        assert (await owner.records())[3][0].state is State.RELEASED
+
+
+async def test_a_record_left_behind_by_our_own_pod_is_disowned(settings: Settings) -> None:
+    async with connected(settings) as connection:
+        await ensure(connection, settings)
+        owner, again = ownership(connection, settings), ownership(connection, settings)
+        held = (await owner.take_over([3]))[3]
+        record, epoch = (await again.records())[3]
+        await again.disown(3, record, epoch)
+        record, epoch = (await again.records())[3]
+        assert (record.state, epoch) == (State.RELEASED, held.epoch)

@@ -19,8 +19,10 @@ ME = Pod("uid-me", "pod-me", "stable", "r1")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def claim(number: int, uid: str = "uid-other", track: str = "stable", revision: str = "r1") -> Claim:
-    return Claim(stable_id(number), uid, f"pod-{uid}", track, revision, NOW, "s")
+def claim(
+    number: int, uid: str = "uid-other", track: str = "stable", revision: str = "r1", name: str = ""
+) -> Claim:
+    return Claim(stable_id(number), uid, name or f"pod-{uid}", track, revision, NOW, "s")
 
 
 def claims(*held: Claim) -> dict[str, Claim]:
@@ -33,8 +35,49 @@ def test_the_lowest_free_id_is_taken() -> None:
 
 
 def test_a_pod_takes_its_own_id_back_before_anything_else() -> None:
-    mine = claims(claim(0, revision="r2"), claim(3, uid="uid-me"))
+    mine = claims(claim(0, revision="r2"), claim(3, uid="uid-me", name="pod-me"))
     assert decide(mine, ME, IDS, holders_max=1) == Decision("defender-3")
+
+
+def test_a_uid_that_another_pod_claims_by_is_an_error_that_names_both_and_the_remedy() -> None:
+    with pytest.raises(SettingsError, match=r"POD_UID: 'uid-me'.*'twin'.*'pod-me'.*metadata.uid"):
+        decide(claims(claim(3, uid="uid-me", name="twin")), ME, IDS, holders_max=4)
+
+
+def test_a_pod_that_is_held_back_takes_its_own_id_and_no_other() -> None:
+    assert decide({}, ME, IDS, holders_max=4, hold=Standby.DRAINED).standby is Standby.DRAINED
+    mine = claims(claim(2, uid="uid-me", name="pod-me"))
+    assert decide(mine, ME, IDS, holders_max=4, hold=Standby.RESERVED) == Decision("defender-2")
+
+
+def test_a_vacancy_of_the_ring_is_taken_before_a_lower_id_whatever_the_revision() -> None:
+    held = claims(claim(1, revision="r0"))
+    ring = ["defender-1", "defender-2", "defender-3", "defender-99"]
+    taken = [
+        decide(held, Pod(uid, uid, "stable", "r1"), IDS, holders_max=4, waiting=["a", "b"], ring_members=ring)
+        for uid in ("a", "b")
+    ]
+    assert taken == [Decision("defender-2"), Decision("defender-3")]
+    full = decide(held, ME, IDS, holders_max=1, ring_members=ring)
+    assert full.standby is Standby.ROLLING_UPDATE
+
+
+def test_pods_beyond_what_is_free_are_of_a_later_rank() -> None:
+    queue = ["a", "b", "uid-me"]
+    assert decide({}, ME, IDS, holders_max=2, waiting=queue) == Decision("defender-0", rank=1)
+    assert decide({}, ME, IDS, holders_max=2, waiting=["a", "b"]) == Decision("defender-0", rank=1)
+
+
+@pytest.mark.parametrize("identity", ["ordinal", "pod"])
+def test_a_pod_with_one_candidate_minds_neither_revisions_nor_the_fleets_size(identity: str) -> None:
+    held = claims(claim(0, revision="r0"), claim(1, revision="r0"))
+    assert decide(held, ME, IDS[3:], holders_max=1, identity=identity) == Decision("defender-3")
+    assert decide(held, ME, IDS[1:2], holders_max=1, identity=identity).standby is Standby.NONE_FREE
+
+
+def test_an_id_that_its_holder_lost_with_the_bucket_is_kept_for_it() -> None:
+    assert decide({}, ME, IDS, holders_max=4, kept={"defender-0"}) == Decision("defender-1")
+    assert decide({}, ME, IDS, holders_max=1, kept={"defender-0"}).standby is Standby.ENOUGH_HOLDERS
 
 
 def test_a_pod_stands_by_while_another_revision_of_its_track_holds_ids() -> None:
@@ -101,14 +144,16 @@ def test_a_key_without_a_claim_in_it_holds_nothing() -> None:
     assert decode_claims(entries) == {}
 
 
-def test_waiting_pods_are_ordered_by_their_revisions_and_holders_do_not_wait() -> None:
-    def beat(uid: str, revision: int, track: str = "stable", held: str | None = None) -> Entry:
-        value = Heartbeat(uid, uid, track, "r1", State.STANDBY, NOW, stable_id=held)
+def test_waiting_pods_are_ordered_by_their_first_heartbeats_and_holders_do_not_wait() -> None:
+    def beat(
+        uid: str, revision: int, track: str = "stable", held: str | None = None, joined: int = 0
+    ) -> Entry:
+        value = Heartbeat(uid, uid, track, "r1", State.STANDBY, NOW, stable_id=held, joined=joined)
         return Entry(uid, msgspec.json.encode(value), revision)
 
     entries = {
         "a": beat("a", 9),
-        "b": beat("b", 3),
+        "b": beat("b", 30, joined=3),
         "c": beat("c", 1, held="defender-0"),
         "d": beat("d", 2, track="canary"),
         "gone": Entry("gone", None, 1),

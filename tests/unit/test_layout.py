@@ -19,6 +19,7 @@ PURE = {
     "frames": (),
     "intake": ("runtime.frames",),
     "names": (),
+    "policy": ("runtime.names", "runtime.records", "runtime.ring"),
     "ring": (),
     "specs": ("runtime.errors", "runtime.names"),
     "wire": ("runtime.names",),

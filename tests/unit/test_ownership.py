@@ -9,17 +9,8 @@ import pytest
 
 from runtime.bucket import Entry
 from runtime.errors import IllegalTransition
-from runtime.ownership import (
-    LEGAL,
-    Owner,
-    Record,
-    State,
-    acquire,
-    changed,
-    decode,
-    decode_records,
-    release,
-)
+from runtime.ownership import decode_records
+from runtime.ownership_record import LEGAL, Owner, Record, State, acquire, changed, decode, release
 
 ME = Owner("defender-0", "uid-0")
 

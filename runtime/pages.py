@@ -1,0 +1,37 @@
+"""The pod's HTTP pages, put together from its status. Imports what is slow to import; the supervisor waits
+with it until the claim is through."""
+
+from __future__ import annotations
+
+from runtime import http
+from runtime.config import Settings
+from runtime.counters import Board
+from runtime.membership import State
+from runtime.metrics import Metrics, PodState, Role
+from runtime.pod_status import PodStatus
+
+ROLES = {
+    State.STARTING: Role.STARTING,
+    State.STANDBY: Role.STANDBY,
+    State.ACTIVE: Role.HOLDER,
+    State.DRAINING: Role.DRAINING,
+    State.LEAVING: Role.DRAINING,
+    State.DRAINED: Role.STANDBY,
+}
+
+
+async def serve(settings: Settings, board: Board, status: PodStatus) -> http.Server:
+    """Starts the server. Raises SettingsError."""
+    state = PodState(settings.pod_name, settings.track, settings.revision)
+
+    def refresh() -> None:
+        state.stable_id, state.role = status.stable_id or "", ROLES[status.state]
+        state.lease_renewed_ns = int(status.lease.renewed_s * 1e9) if status.lease else 0
+        state.rebuild_s, state.claims = status.rebuild_s, status.claims
+        state.renewals, state.epoch_changes = status.renewals, status.tally.acquired
+        if status.pool is not None:
+            state.worker_restarts = {h.index: h.restarts for h in status.pool.handles}
+
+    return await http.serve(
+        settings.http_host, settings.http_port, status, Metrics(board, state, refresh=refresh)
+    )

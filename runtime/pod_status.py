@@ -1,0 +1,142 @@
+"""What a pod says of itself: its heartbeat, its probes, its figures. The supervisor keeps it up to date."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from runtime import pipes
+from runtime.counters import Board, Counter
+from runtime.membership import Heartbeat, Load, State, versions
+from runtime.pool import WorkerState
+from runtime.tally import Tally
+
+if TYPE_CHECKING:
+    from runtime.bus import Connection
+    from runtime.config import Settings
+    from runtime.fleet_view import FleetView
+    from runtime.identity import Lease
+    from runtime.leader import Leader
+    from runtime.pool import Pool
+    from runtime.steward import Steward
+
+
+class PodStatus:
+    """The state of one pod. Implements `runtime.http.Probes`."""
+
+    def __init__(self, settings: Settings, board: Board, session: str) -> None:
+        self.settings, self.board, self.session = settings, board, session
+        self.state = State.STARTING
+        self.standby = ""
+        self.warm = False
+        """Whether the kernels are loaded."""
+        self.served = False
+        """Whether it was ready once as a holder."""
+        self.tally = Tally()
+        self.renewals = 0
+        self.claims = 0
+        self.rebuild_s = 0.0
+        self.rebuilt_reports = 0
+        self.connection: Connection | None = None
+        self.view: FleetView | None = None
+        self.leader: Leader | None = None
+        self.lease: Lease | None = None
+        self.pool: Pool | None = None
+        self.steward: Steward | None = None
+
+    def hold(self, lease: Lease) -> None:
+        """An ID is held."""
+        self.lease, self.state, self.standby = lease, State.ACTIVE, ""
+        self.claims += 1
+
+    def let_go(self) -> None:
+        """No ID is held any more."""
+        self.lease = self.pool = self.steward = None
+
+    def rebuilt(self, word: pipes.Serving) -> None:
+        """A worker serves partitions."""
+        self.rebuild_s = max(self.rebuild_s, word.rebuild_s)
+        self.rebuilt_reports += word.reports
+
+    @property
+    def stable_id(self) -> str | None:
+        return self.lease.stable_id if self.lease is not None else None
+
+    # --- probes ---------------------------------------------------------------------------------
+
+    def live(self) -> list[str]:
+        """Why the platform should restart this pod: never, while its loop turns (a failure ends it)."""
+        return []
+
+    def started(self) -> list[str]:
+        if self.served or (self.state is State.STANDBY and self.warm):
+            return []
+        return self.ready() or ["the workers have not served yet"]
+
+    def ready(self) -> list[str]:
+        """A warm standby is ready; a holder when all that falls to it is served."""
+        why: list[str] = []
+        if self.connection is None or not self.connection.is_connected:
+            why.append(f"no connection to NATS at {self.settings.nats_servers}")
+        if self.view is not None and self.view.ring_problem:
+            why.append(f"the ring cannot be used: {self.view.ring_problem}")
+        if self.state is State.STARTING:
+            why.append("no stable ID is claimed yet")
+        if self.state in (State.DRAINING, State.LEAVING):
+            why.append(self.state.value)
+        if self.state is State.STANDBY and not self.warm:
+            why.append("the kernels are being loaded")
+        if self.state is State.ACTIVE:
+            why += self._not_serving()
+        return why
+
+    def _not_serving(self) -> list[str]:
+        pool, steward, view, stable_id = self.pool, self.steward, self.view, self.stable_id
+        if pool is None or steward is None or view is None or stable_id is None:
+            return ["the workers are being started"]
+        why = [
+            f"worker {handle.index} is {handle.state.value}"
+            for handle in pool.handles
+            if handle.state is not WorkerState.READY
+        ]
+        layout = view.layout
+        claim = view.claims.get(stable_id)
+        if layout is None:
+            why.append("no ring is committed yet")
+        elif stable_id not in layout.members and (claim is None or claim.value.joins):
+            why.append(f"{stable_id} is not in the ring yet")
+        if unserved := steward.not_served():
+            why.append(f"{len(unserved)} partitions are not served yet, the first is {unserved[0]}")
+        return why
+
+    # --- the heartbeat --------------------------------------------------------------------------
+
+    def beat(self) -> Heartbeat:
+        settings, board = self.settings, self.board
+        owned = board.partitions_owned()
+        load = Load(
+            workers=settings.workers if self.pool is not None else 0,
+            partitions=len(owned),
+            reports=board.total(Counter.REPORTS),
+            samples=board.total(Counter.SAMPLES),
+            lag=sum(lag for _, lag in owned.values()),
+            slots_used=board.total(Counter.SLOTS_USED),
+            slots_total=board.total(Counter.SLOTS_TOTAL),
+        )
+        layout = self.view.layout if self.view is not None else None
+        return Heartbeat(
+            pod_uid=settings.pod_uid,
+            pod_name=settings.pod_name,
+            track=settings.track,
+            revision=settings.revision,
+            state=self.state,
+            at=datetime.now(UTC),
+            stable_id=self.stable_id,
+            standby=self.standby,
+            warm=self.warm,
+            session=self.session,
+            ring_version=layout.version if layout is not None else 0,
+            partitions=sorted(owned),
+            load=load,
+            versions=versions(),
+        )

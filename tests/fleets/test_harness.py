@@ -1,0 +1,195 @@
+"""The controllers keep the platform's rules and the observer counts rightly: on pods and streams made up."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
+
+import msgspec
+import pytest
+
+from runtime.bucket import Entry
+from runtime.config import Settings
+from tests.fleets.controllers import Deployment, StatefulSet
+from tests.fleets.observer import Event, Observer, Waits, histogram
+from tests.oracle import Stored, Streams
+
+MS = 1_000_000
+
+
+class PretendedPod:
+    """Ready some looks after its start, gone some looks after SIGTERM."""
+
+    def __init__(self, settings: Settings, journal: Journal) -> None:
+        self.settings, self._journal = settings, journal
+        self._looks, self._ends = journal.random.randrange(1, 6), 0
+        self.is_told, self.is_ready, self.was_killed = False, False, False
+
+    async def probe(self, path: str) -> int:
+        self._looks -= 1
+        self.is_ready = self._looks < 0
+        self._journal.look()
+        return 200 if self.is_ready else 503
+
+    @property
+    def exit_code(self) -> int | None:
+        if self.is_told:
+            self._ends -= 1
+        return 0 if self.is_told and self._ends < 0 else None
+
+    def sigterm(self) -> None:
+        self.is_told, self._ends = True, self._journal.random.randrange(1, 6)
+        self._journal.look()
+
+    def not_ready(self) -> list[str]:
+        return []
+
+
+class Journal:
+    """Every pod that was started, and how many there were at each look."""
+
+    def __init__(self) -> None:
+        self.random = random.Random(7)
+        self.pods: list[PretendedPod] = []
+        self.counts: list[tuple[int, int]] = []
+
+    def launch(self, settings: Settings) -> Any:
+        self.pods.append(PretendedPod(settings, self))
+        return self.pods[-1]
+
+    def look(self) -> None:
+        active = [pod for pod in self.pods if not pod.is_told]
+        self.counts.append((len(active), sum(pod.is_ready for pod in active)))
+
+
+def controlled(kind: Any, replicas: int, journal: Journal) -> Any:
+    return kind(
+        journal.launch,
+        Settings(),
+        replicas=replicas,
+        revision="7c9f",
+        name="defender",
+        random=random.Random(5),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.fleets.controllers.RECONCILE_S", 0.001)
+
+
+@pytest.mark.parametrize(("surge", "unavailable"), [(3, 0), (0, 1), (1, 1), (2, 3)])
+async def test_a_rolling_update_keeps_to_surge_and_unavailable(surge: int, unavailable: int) -> None:
+    """Never more pods than replicas + surge, never fewer Ready ones than replicas - unavailable."""
+    journal = Journal()
+    deployment = controlled(Deployment, 8, journal)
+    await deployment.start()
+    first = {pod.settings.pod_uid for pod in journal.pods}
+    journal.counts.clear()
+    await deployment.rolling_update("8d4b", surge=surge, unavailable=unavailable)
+    assert max(active for active, _ in journal.counts) <= 8 + surge
+    assert min(ready for _, ready in journal.counts) >= 8 - unavailable
+    assert len(deployment.departures) == 8
+    second = {pod.settings.pod_uid for pod in deployment.pods}
+    assert len(second) == 8
+    assert not first & second
+    assert {pod.settings.revision for pod in deployment.pods} == {"8d4b"}
+    assert len({pod.settings.pod_name for pod in journal.pods}) == len(journal.pods)
+
+
+async def test_a_stateful_set_is_updated_from_its_highest_ordinal_down() -> None:
+    """Each pod leaves before one of its name, with another UID, is started."""
+    journal = Journal()
+    stateful_set = controlled(StatefulSet, 3, journal)
+    await stateful_set.start()
+    await stateful_set.rolling_update("8d4b")
+    names = [pod.settings.pod_name for pod in journal.pods]
+    assert names == ["defender-0", "defender-1", "defender-2", "defender-2", "defender-1", "defender-0"]
+    assert len({pod.settings.pod_uid for pod in journal.pods}) == 6
+    assert min(active for active, _ in journal.counts[6:]) == 2
+
+
+async def test_scaling_down_ends_the_youngest_pods() -> None:
+    """As a replica set does it."""
+    journal = Journal()
+    deployment = controlled(Deployment, 5, journal)
+    await deployment.start()
+    await deployment.scale(2)
+    assert [pod.is_told for pod in journal.pods] == [False, False, True, True, True]
+
+
+def observed(*written: tuple[int, str, str, str]) -> Observer:
+    """An observer that saw (partition, state, owner, pod) being written."""
+    observer = Observer(None, Settings(partitions=4))  # type: ignore[arg-type]
+    for revision, (partition, state, owner, pod) in enumerate(written, start=1):
+        value = msgspec.json.encode({"state": state, "owner": owner, "pod_uid": pod})
+        observer._on_assignment(Entry(f"partition.{partition}", value, revision))
+    return observer
+
+
+def test_a_changed_stable_id_is_a_reassignment_and_a_changed_pod_a_takeover() -> None:
+    """A partition that its owner acquires anew is neither."""
+    observer = observed(
+        (0, "owned", "defender-0", "a"),
+        (0, "owned", "defender-0", "a"),
+        (1, "owned", "defender-0", "a"),
+        (1, "released", "defender-0", "a"),
+        (1, "owned", "defender-0", "b"),
+        (2, "owned", "defender-0", "a"),
+        (2, "owned", "defender-1", "c"),
+    )
+    changes = observer.changes(0, 2**63)
+    assert [change.partition for change in changes if change.is_takeover] == [1]
+    assert [change.partition for change in changes if change.is_reassignment] == [2]
+    assert changes[0].free_ns == observer.history[1][1].at_ns
+    assert observer.unsettled({"b", "c"}) == [
+        "partition 0 is owned by a, which is gone",
+        "partition 3 is vacant",
+    ]
+
+
+def test_waits_are_told_from_the_servers_times_and_lost_doubled_and_stale_are_counted() -> None:
+    """Of four reports one waits 40 ms, one has two verdicts, one has none and one has an older epoch's."""
+    samples = [Stored("S", seq, "t.in.0.C", b"", {}, seq * 100 * MS) for seq in (1, 2, 3, 4)]
+
+    def verdict(seq: int, epoch: int, at_ms: int) -> Stored:
+        payload = msgspec.msgpack.encode({"seq": seq, "epoch": epoch, "chamber": "C"})
+        return Stored("V", next(numbers), "t.verdict.0.C", payload, {}, at_ms * MS)
+
+    numbers = itertools.count(1)
+    verdicts = [verdict(1, 1, 140), verdict(2, 2, 201), verdict(2, 2, 202), verdict(4, 1, 403)]
+    waits = Waits(Streams(samples=samples, verdicts=verdicts))
+    assert waits.longest_ms(0, 0, 500 * MS) == 40
+    assert waits.longest_ms(0, 150 * MS, 500 * MS) == 3
+    assert waits.longest_ms(1, 0, 500 * MS) is None
+    assert waits.lost == [300 * MS]
+    assert waits.doubled == [200 * MS]
+    assert waits.stale == [403 * MS]
+
+
+async def test_an_event_has_the_ring_before_it_and_those_committed_in_it() -> None:
+    """So that what must move is told by the first and the last."""
+    observer = observed()
+
+    def commit(version: int) -> None:
+        value = msgspec.json.encode({"version": version, "partitions": 4})
+        observer._on_assignment(Entry("ring", value, version))
+
+    commit(1)
+    commit(2)
+    async with observer.event("two commits") as event:
+        commit(3)
+        commit(4)
+    commit(5)
+    assert [ring.version for ring in observer.rings_of(event)] == [2, 3, 4]
+    assert [ring.version for ring in observer.rings_of(Event("later", event.end_ns + 10**12))] == [5]
+
+
+def test_a_histogram_has_a_line_for_each_bound_that_some_gap_keeps() -> None:
+    """The last line is for those that keep none."""
+    assert [line.split()[1:4:2] for line in histogram([1, 4, 30, 20_000]).splitlines()] == [
+        ["5", "2"],
+        ["50", "1"],
+        ["10,000", "1"],
+    ]

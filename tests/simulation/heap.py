@@ -1,0 +1,36 @@
+"""The fake clock: actions in the order of their time, and among equals of their entry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import Any
+
+
+class Heap:
+    """``at`` enters an action, ``run`` carries them out; *now_s* stands still in between."""
+
+    __slots__ = ("_entered", "_entries", "done", "now_s", "stopped")
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.done = 0
+        self.stopped = False
+        self._entries: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._entered = 0
+
+    def at(self, at_s: float, action: Callable[..., None], *args: Any) -> None:
+        self._entered += 1
+        heappush(self._entries, (at_s, self._entered, action, args))
+
+    def after(self, delay_s: float, action: Callable[..., None], *args: Any) -> None:
+        self._entered += 1
+        heappush(self._entries, (self.now_s + delay_s, self._entered, action, args))
+
+    def run(self, until_s: float) -> None:
+        """Everything up to *until_s*, or until somebody sets ``stopped``."""
+        entries = self._entries
+        while entries and not self.stopped and entries[0][0] <= until_s:
+            self.now_s, _, action, args = heappop(entries)
+            self.done += 1
+            action(*args)

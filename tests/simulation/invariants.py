@@ -1,0 +1,134 @@
+"""What must hold: all the time (`Watch`), when the faults are over (`unsettled`), and at the end.
+
+That one valid epoch has one publisher, and that no verdict is stored before its predecessor, the fake server
+looks at itself (`Server.publish`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from runtime.handoff import Phase
+from runtime.ownership_record import Record, State
+from runtime.records import RingRecord
+from simulation.schedule import FIRST_S, Kind
+from simulation.server import ASSIGNMENTS, CLAIMS, Change, Violation, record_key
+from simulation.view import owners_of
+
+if TYPE_CHECKING:
+    from simulation.world import World
+
+GRACEFUL_GAP_S_MAX: Final = 1.5
+"""Of a graceful event: judging takes up to 0.3 s, reading what came since a copy 10 ms, the rest are answers."""
+
+
+class Watch:
+    """Looks at every write."""
+
+    def __init__(self, world: World) -> None:
+        self.version = 0
+        self.moved = 0
+        """Partitions whose stable ID changed after the fleet had started."""
+        self._world = world
+        self._rings: dict[int, RingRecord] = {}
+        self._owners: dict[int, str] = {}
+        self._generation = 0
+
+    def on_change(self, change: Change) -> None:
+        if change.bucket != ASSIGNMENTS:
+            return
+        partition = record_key(change)
+        if partition is not None:
+            self._on_record(partition, change.value)
+        elif change.key == "ring" and change.value is not None:
+            self._on_ring(change.value, change.generation)
+
+    def _on_ring(self, ring: RingRecord, generation: int) -> None:
+        known = self._rings.get(ring.version)
+        if known is not None and known.members != ring.members and generation == self._generation:
+            raise Violation(f"two rings of version {ring.version}: {set(known.members)} and {set(ring.members)}")
+        if generation == self._generation and ring.version != self.version + 1:
+            raise Violation(f"ring version {ring.version} after {self.version}")
+        if not ring.members:
+            raise Violation(f"ring version {ring.version} is empty")
+        self._generation = generation
+        self.version = max(self.version, ring.version)
+        self._rings[ring.version] = ring
+        self._world.note(f"ring {ring.version}: {', '.join(sorted(ring.members))} ({ring.reason})")
+
+    def _on_record(self, partition: int, record: Record | None) -> None:
+        if record is None or record.state is not State.OWNED:
+            return
+        before = self._owners.get(partition)
+        if before is not None and before != record.owner and self._world.heap.now_s > FIRST_S:
+            self.moved += 1
+        self._owners[partition] = record.owner
+
+    def longest_gap_s(self) -> float:
+        """The longest time from a sample to its verdict, of those that came after the start."""
+        server = self._world.server
+        gaps = (
+            stored[seq][1] - at_s
+            for times, stored in zip(server.samples, server.verdicts, strict=True)
+            for seq, at_s in enumerate(times, 1)
+            if at_s > FIRST_S and seq in stored
+        )
+        return max(gaps, default=0.0)
+
+    def at_the_end(self) -> None:
+        server, schedule = self._world.server, self._world.schedule
+        for partition, times in enumerate(server.samples):
+            missing = [seq for seq in range(1, len(times) + 1) if seq not in server.verdicts[partition]]
+            if missing:
+                raise Violation(f"partition {partition}: samples {missing[:5]} of {len(times)} are lost")
+        if not schedule.is_graceful:
+            return
+        gap_s = self.longest_gap_s()
+        if gap_s > GRACEFUL_GAP_S_MAX:
+            raise Violation(f"a sample waited {gap_s:.2f} s though there was only {schedule.faults[0].kind.value}")
+        if schedule.faults[0].kind is Kind.ROLLING and self.moved:
+            raise Violation(f"a rolling update moved {self.moved} partitions to other stable IDs")
+
+
+def unsettled(world: World) -> list[str]:
+    """Why the fleet has not settled; empty when it has."""
+    server = world.server
+    claims = {key: one.value for key, one in server.buckets[CLAIMS].stored.items() if one.value is not None}
+    why = [f"{one.track} has not its pods ready" for one in world.deployments if not one.is_settled]
+    stored = server.get(ASSIGNMENTS, "ring")
+    if stored is None or stored.value is None:
+        return [*why, "there is no ring"]
+    tracks = server.get(ASSIGNMENTS, "tracks")
+    in_ring = tracks.value.in_ring if tracks is not None and tracks.value is not None else {}
+    admitted = {key for key, claim in claims.items() if in_ring.get(claim.track, claim.joins)}
+    ring: RingRecord = stored.value
+    if admitted and ring.members.keys() != admitted:
+        why.append(f"the ring has {sorted(ring.members)}, holders are {sorted(admitted)}")
+    expected = sum(deployment.replicas for deployment in world.deployments)
+    if len(claims) != expected:
+        why.append(f"{len(claims)} hold an ID, {expected} should")
+    serving: dict[int, list[str]] = {}
+    for uid, process in world.processes.items():
+        if process.is_dead:
+            continue
+        for worker in process.workers:
+            for partition, serve in worker.serves.items():
+                if serve.loaded:
+                    serving.setdefault(partition, []).append(uid)
+        if process.duties is not None:
+            odd = [p for p, part in process.duties.handoffs.parts.items() if part.phase is not Phase.SERVING]
+            if odd and process.claim is not None and process.claim.stable_id in admitted:
+                why.append(f"{uid} is still handing over {odd[:4]}")
+    for partition, owner in enumerate(owners_of(ring)):
+        claim = claims.get(owner or "")
+        record = server.owner(partition)
+        if claim is None:
+            why.append(f"partition {partition} belongs to {owner}, which nobody holds")
+        elif record is None or record[0].state is not State.OWNED or record[0].pod_uid != claim.pod_uid:
+            has = f"{record[0].state.value} by {record[0].pod_uid}" if record is not None else "without a record"
+            why.append(f"partition {partition} belongs to {owner} of {claim.pod_uid}, but is {has}")
+        elif serving.get(partition) != [claim.pod_uid]:
+            why.append(f"partition {partition} of {claim.pod_uid} is served by {serving.get(partition)}")
+        if server.last_verdict[partition] < server.last_seq(partition):
+            why.append(f"partition {partition} lags")
+    return why

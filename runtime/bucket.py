@@ -239,7 +239,8 @@ class _Following:
             return
         delivery = delivery_of(reply)
         key = subject[self._prefix_length :].decode()
-        self._on_entry(Entry(key, _value(Reply(payload, headers)), delivery.seq))
+        value = payload if headers is None else _value(Reply(payload, headers))
+        self._on_entry(Entry(key, value, delivery.seq))
         if not delivery.pending:
             self._completed()
 

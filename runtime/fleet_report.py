@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from runtime.fleet_snapshot import Leadership, Snapshot, natural
+from runtime.fleet_snapshot import LeaderSeen, Snapshot, natural
 from runtime.identity import Claim
 from runtime.membership import Heartbeat, State
 from runtime.records import Frozen, Tracks
@@ -64,7 +64,7 @@ class RingReport(Struct, frozen=True):
     """Holders of IDs, and vacancies; in the order of the IDs."""
     standbys: list[FleetRow]
     vacancies: list[str]
-    leader: Leadership | None
+    leader: LeaderSeen | None
     frozen: Frozen | None
     unowned: list[int]
     unserved: list[int]
@@ -107,12 +107,12 @@ def members(snapshot: Snapshot) -> list[FleetRow]:
 
 def standbys(snapshot: Snapshot) -> list[FleetRow]:
     """The pods without an ID, and why they have none."""
-    return [
-        _row(
-            snapshot, None, beat, beat.standby or ("its ID is not claimed any more" if beat.stable_id else "")
-        )
-        for beat in snapshot.standbys
-    ]
+    rows = []
+    for beat in snapshot.standbys:
+        why = beat.standby or ("its ID is not claimed any more" if beat.stable_id else "")
+        cold = "" if beat.warm or beat.state is not State.STANDBY else "not warm yet"
+        rows.append(_row(snapshot, None, beat, "; ".join(filter(None, (why, cold)))))
+    return rows
 
 
 def _holder(snapshot: Snapshot, claim: Claim, *, in_ring: bool, assigned: int) -> FleetRow:

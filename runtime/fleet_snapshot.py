@@ -33,7 +33,7 @@ from runtime.records import Frozen, Layout, RingRecord, Tracks
 T_co = TypeVar("T_co", covariant=True)
 
 
-class Leadership(Struct, frozen=True):
+class LeaderSeen(Struct, frozen=True):
     """The value of the leader's key, as far as people care."""
 
     pod_uid: str = ""
@@ -84,7 +84,7 @@ class Snapshot:
     tracks: Tracks = field(default_factory=Tracks)
     frozen: Frozen | None = None
     forget: frozenset[str] = frozenset()
-    leader: Leadership | None = None
+    leader: LeaderSeen | None = None
     silence_s: float = 6.0
 
     # --- who is there ---------------------------------------------------------------------------
@@ -257,19 +257,19 @@ def of_view(view: View, *, partitions: int, silence_s: float, now: datetime, now
         tracks=view.tracks,
         frozen=view.frozen,
         forget=view.forget,
-        leader=leadership(view.leader.value) if view.leader else None,
+        leader=leader_seen(view.leader.value) if view.leader else None,
         silence_s=silence_s,
     )
 
 
-def leadership(value: bytes | None) -> Leadership | None:
+def leader_seen(value: bytes | None) -> LeaderSeen | None:
     """The leader by its key's value. One that cannot be read leads all the same, without a name."""
     if value is None:
         return None
     try:
-        return msgspec.json.decode(value, type=Leadership)
+        return msgspec.json.decode(value, type=LeaderSeen)
     except msgspec.MsgspecError:
-        return Leadership(remarks=["its record cannot be read"])
+        return LeaderSeen(remarks=["its record cannot be read"])
 
 
 class Since:

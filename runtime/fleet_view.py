@@ -227,14 +227,17 @@ class FleetView:
             self._seen_claim(key, seen.value, entry.revision)
             return
         claim = self._decode(self._settings.nats_kv_stable_ids, entry, _claim, _claim_problem)
+        if seen is not None:
+            del self.claims[key]
+            held = self.held[seen.value.pod_uid]
+            held.remove(key)
+            if not held:
+                del self.held[seen.value.pod_uid]
         if claim is not None:
             self._seen_claim(key, claim, entry.revision)
-        elif self.claims.pop(key, None) is None:
-            return
-        self.held = {}
-        for stable_id, one in self.claims.items():
-            self.held.setdefault(one.value.pod_uid, []).append(stable_id)
-        self._tell("claims")
+            self.held.setdefault(claim.pod_uid, []).append(key)
+        if seen is not None or claim is not None:
+            self._tell("claims")
 
     def _seen_claim(self, key: str, claim: Claim, revision: int) -> None:
         now_s = self._clock()

@@ -201,8 +201,7 @@ class Leader:
                 # A fault of ours: another pod, perhaps of another version, may do better.
                 self._log_cause(what, error, broken=True)
                 self._not_before_s = self._clock() + self._settings.leader_ttl_s
-                with contextlib.suppress(*_EXPECTED):
-                    await self._give_up_key()
+                self._key_news.set()
                 await asyncio.sleep(RETRY_S)
 
     def _log_cause(self, what: str, error: Exception, *, broken: bool = False) -> None:
@@ -287,8 +286,6 @@ class Leader:
             self._lose("another wrote the key")
             return
         except TimeoutError:
-            return
-        if self._lead is None:
             return
         self._lead, self._revision = lead, revision
         self._deadline_s = started_s + HELD * self._settings.leader_ttl_s
@@ -408,5 +405,6 @@ class Leader:
 
     async def _wait_for(self, event: asyncio.Event, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(event.wait(), seconds)
+            async with asyncio.timeout(seconds):  # wait_for of Python 3.11 can swallow a cancellation.
+                await event.wait()
         event.clear()

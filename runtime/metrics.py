@@ -1,7 +1,8 @@
 """Metrics of a pod in Prometheus' text format, made from the board and the supervisor's state when asked.
 
 Counts come from the workers' blocks of the `Board` and so survive a worker; what only the supervisor knows
-comes from `PodState`. One registry a `Metrics`, nothing global.
+comes from `PodState`; what the pod sees of the fleet is in `runtime.fleet_metrics`. One registry a `Metrics`,
+nothing global.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from prometheus_client.registry import Collector
 
 from runtime import __version__
 from runtime.counters import LATENCY_BOUNDS_MS, Board, Counter
+from runtime.fleet_metrics import FleetCollector, HandoffCollector, Leading, LeadingCollector
+from runtime.fleet_watch import FleetWatch
+from runtime.tally import Tally
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -44,22 +48,23 @@ class PodState:
 
     ``lease_renewed_ns`` is the start of the request that renewed the lease last (CLOCK_MONOTONIC), 0 while
     none is held. ``rebuild_s`` is the time from the partitions' acquisition until all workers had rebuilt.
+    ``tally`` counts what came and went; ``leader`` is the pod's candidate, None before it stands.
     """
 
     pod: str
     track: str
     revision: str
+    pod_uid: str = ""
     stable_id: str = ""
     role: Role = Role.STARTING
     lease_renewed_ns: int = 0
-    ring_version: int = 0
     rebuild_s: float = 0.0
     claims: int = 0
-    claims_lost: int = 0
     renewals: int = 0
-    renewals_failed: int = 0
     epoch_changes: int = 0
     worker_restarts: dict[int, int] = field(default_factory=dict)
+    tally: Tally = field(default_factory=Tally)
+    leader: Leading | None = None
 
     def lease_age_s(self, now_ns: int) -> float | None:
         """Seconds since the lease was renewed, None while none is held."""
@@ -95,7 +100,8 @@ _WORKER_GAUGES: Final = (
 class Metrics:
     """The metrics of one pod; `render` gives a scrape.
 
-    *clock_ns* is CLOCK_MONOTONIC in ns, the clock of the lease and of the workers' progress.
+    *clock_ns* is CLOCK_MONOTONIC in ns, the clock of the lease and of the workers' progress. *refresh* brings
+    *state* up to date, it is called before each scrape. Without *watch* nothing is told of the fleet.
     """
 
     content_type = CONTENT_TYPE
@@ -106,11 +112,15 @@ class Metrics:
         state: PodState,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         refresh: Callable[[], None] = lambda: None,
+        watch: FleetWatch | None = None,
     ) -> None:
-        """*refresh* brings *state* up to date; it is called before each scrape."""
         self._refresh = refresh
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_PodCollector(board, state, clock_ns))
+        self._registry.register(HandoffCollector(lambda: state.tally))
+        self._registry.register(LeadingCollector(lambda: state.leader))
+        if watch is not None:
+            self._registry.register(FleetCollector(watch))
         ProcessCollector(registry=self._registry)  # of the supervisor
 
     def render(self) -> bytes:
@@ -148,19 +158,18 @@ class _PodCollector(Collector):
         yield role
         age_s = state.lease_age_s(now_ns)
         age = GaugeMetricFamily("defender_lease_age_seconds", "Time since the lease was renewed, if held.")
+        left = GaugeMetricFamily(
+            "defender_lease_left_seconds",
+            "Time until the pod fences itself, if it holds an ID; 0 when fenced.",
+        )
         if age_s is not None:
             age.add_metric([], age_s)
+            left.add_metric([], max(0.0, (self._board.lease_deadline_ns - now_ns) / 1e9))
         yield age
-        left_s = max(0.0, (self._board.lease_deadline_ns - now_ns) / 1e9)
-        yield _gauge(
-            "defender_lease_left_seconds", "Time until the pod fences itself; 0 when fenced.", left_s
-        )
-        yield _gauge("defender_ring_version", "Version of the ring.", state.ring_version)
+        yield left
         yield _gauge("defender_rebuild_seconds", "Duration of the last rebuild of the pod.", state.rebuild_s)
         yield _total("defender_claims", "Stable IDs claimed.", state.claims)
-        yield _total("defender_claims_lost", "Claims lost to another or run out.", state.claims_lost)
         yield _total("defender_renewals", "Renewals of the lease.", state.renewals)
-        yield _total("defender_renewals_failed", "Renewals that got no answer.", state.renewals_failed)
         yield _total(
             "defender_epoch_changes", "Partitions acquired, each by a new epoch.", state.epoch_changes
         )

@@ -199,12 +199,11 @@ class Policy:
         if stands_still:
             return []
         orders: list[Order] = []
-        if seen.aftermath and silent:
-            self.remarks.append(
-                f"{_some(h.stable_id for h in silent)} silent; after an outage nobody is deposed"
-            )
-        elif not seen.aftermath:
+        if not seen.aftermath:
             orders += [Depose(h.stable_id, h.pod_uid, h.claim_revision, h.silent_s) for h in silent]
+        elif silent:
+            names = _some(h.stable_id for h in silent)
+            self.remarks.append(f"{names} silent; after an outage nobody is deposed for a while")
         orders += self._forgotten(seen)
         record = self._next_record(seen)
         if record is not None:
@@ -333,8 +332,6 @@ class Policy:
         joins = {name for name, member in wanted.items() if members.get(name) != member}
         self._joins.hold(joins | crossed, seen.now_s)
         self._leaves.hold(leaves, seen.now_s)
-        if refused:
-            self._tracks = seen.tracks
         if after == members and pins == (seen.ring.pins if seen.ring is not None else {}):
             return None
         if not _covers(after, pins):

@@ -35,7 +35,8 @@ import math
 import re
 import sys
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from heapq import heapify, heappush, heappushpop
 from itertools import compress
@@ -45,8 +46,8 @@ from typing import Final, NamedTuple
 
 ALGORITHM: Final = 1
 LOAD_PERCENT_MAX: Final = 110
-STRATIFIED_MAX: Final = 256  # partitions; above it the sorting costs more than it brings: 40 ms at 1,024 x 200
-EVEN_MAX: Final = 256  # members whose draws are even
+STRATIFIED_MAX: Final = 256  # partitions; at 1,024 and 200 members the sorting would take 40 ms
+EVEN_MAX: Final = 128  # members whose draws are even; with 200 of 1,024 partitions it would be 15 ms more
 DRAWS: Final = 1 << 32
 _NUMBERED: Final = re.compile(r"defender-(0|[1-9][0-9]{0,3})")
 
@@ -72,7 +73,7 @@ class Step(NamedTuple):
 
 
 class Ring:
-    """The assignment of *partitions* to *members*, by name or with a weight each; their order is nothing.
+    """The assignment of *partitions* to *members*: names, or names with weights. Their order is nothing.
 
     *only*: the ring assigns just these partitions, and the bounds are of them; the others have no owner.
     Raises ValueError.
@@ -119,16 +120,14 @@ class Ring:
         if partition not in self._matched:
             return []
         owner = self._matched[partition]
-        loads = [0] * len(self.members)
-        for index in self._matched.values():
-            loads[index] += 1
+        loads = Counter(self._matched.values())
         loads[owner] -= 1
+        asked = _preference(self._costs(), partition)
         steps: list[Step] = []
-        for index in self._preference(partition):
-            draw = _draws(self.members[index], self.partitions)[partition]
-            steps.append(Step(self.members[index], draw, loads[index], self._caps[index]))
-            if index == owner:
-                break
+        for index in asked[: asked.index(owner) + 1]:
+            member = self.members[index]
+            draw = _draws(member, self.partitions)[partition]
+            steps.append(Step(member, draw, loads[index], self._caps[index]))
         return steps
 
     def moved(self, other: Ring) -> list[int]:
@@ -162,65 +161,57 @@ class Ring:
         most, total = len(self._only) * LOAD_PERCENT_MAX, 100 * sum(self._weights)
         return [-(-most * weight // total) for weight in self._weights]
 
-    @cached_property
     def _costs(self) -> list[Sequence[float]]:
-        """By member, then partition: what the lowest of has the partition."""
+        """By member, then partition: the lowest has the partition."""
         draws = [_draws(member, self.partitions) for member in self.members]
         if len(set(self._weights)) < 2:
             return list(draws)
         return [_raced(column, weight) for column, weight in zip(draws, self._weights, strict=True)]
-
-    def _preference(self, partition: int) -> list[int]:
-        """Indices of the members in the order in which the partition asks them."""
-        costs = [column[partition] for column in self._costs]
-        return sorted(range(len(costs)), key=costs.__getitem__)
 
     @cached_property
     def _matched(self) -> dict[int, int]:
         """The index of the owner of each partition."""
         if not self.members:
             return {}
-        costs, caps = self._costs, self._caps
-        owners = _lowest(costs)
+        costs = self._costs()
+        lowest = [row.index(min(row)) for row in zip(*costs, strict=True)]
         held: list[list[int]] = [[] for _ in self.members]
         for partition in self._only:
-            held[owners[partition]].append(partition)
+            held[lowest[partition]].append(partition)
         refused: list[int] = []
-        for index, mine in enumerate(held):
-            if len(mine) > caps[index]:
-                mine.sort(key=lambda p, column=costs[index]: (column[p], p))  # type: ignore[misc]
-                refused += mine[caps[index] :]
-                del mine[caps[index] :]
+        for mine, cost, cap in zip(held, costs, self._caps, strict=True):
+            if len(mine) > cap:
+                mine.sort(key=cost.__getitem__)
+                refused += mine[cap:]
+                del mine[cap:]
         if refused:
-            self._settle(refused, held)
+            self._settle(refused, held, costs)
         return {partition: index for index, mine in enumerate(held) for partition in mine}
 
-    def _settle(self, refused: list[int], held: list[list[int]]) -> None:
+    def _settle(self, refused: list[int], held: list[list[int]], costs: list[Sequence[float]]) -> None:
         """Deferred acceptance: each of *refused* asks on, until all are held."""
-        costs, caps = self._costs, self._caps
-        heaps: dict[int, list[tuple[float, int]]] = {}
-        asked = {partition: iter(self._preference(partition)[1:]) for partition in refused}
+        heaps: dict[int, list[tuple[float, int]]] = {}  # its dearest partition first
+        asking: dict[int, Iterator[int]] = {}
         while refused:
             partition = refused.pop()
-            if partition not in asked:
-                asked[partition] = iter(self._preference(partition)[1:])
-            index = next(asked[partition])
-            heap = heaps.get(index)
-            if heap is None:
-                heap = heaps[index] = [(-costs[index][p], -p) for p in held[index]]
-                heapify(heap)
-            entry = (-costs[index][partition], -partition)
-            if len(heap) < caps[index]:
-                heappush(heap, entry)
+            if partition not in asking:
+                asking[partition] = iter(_preference(costs, partition)[1:])
+            index = next(asking[partition])
+            cost = costs[index]
+            if index not in heaps:
+                heaps[index] = [(-cost[p], -p) for p in held[index]]
+                heapify(heaps[index])
+            if len(heaps[index]) < self._caps[index]:
+                heappush(heaps[index], (-cost[partition], -partition))
             else:
-                refused.append(-heappushpop(heap, entry)[1])
+                refused.append(-heappushpop(heaps[index], (-cost[partition], -partition))[1])
         for index, heap in heaps.items():
             held[index] = [-negative for _, negative in heap]
 
 
-def _lowest(costs: list[Sequence[float]]) -> list[int]:
-    """The first member with the lowest cost, of each partition."""
-    return [row.index(min(row)) for row in zip(*costs, strict=True)]
+def _preference(costs: list[Sequence[float]], partition: int) -> list[int]:
+    """Indices of the members in the order in which the partition asks them."""
+    return sorted(range(len(costs)), key=[cost[partition] for cost in costs].__getitem__)
 
 
 def _thousandths(member: str, weight: float) -> int:
@@ -247,8 +238,8 @@ def _hashed(name: str, partitions: int) -> array[int]:
     return numbers
 
 
-@lru_cache(maxsize=1024)
-def _plain_draws(name: str, partitions: int) -> array[int]:
+def _drawn(name: str, partitions: int) -> array[int]:
+    """Uniform draws, stratified if partitions are few."""
     numbers = _hashed(name, partitions)
     if partitions > STRATIFIED_MAX:
         return numbers
@@ -267,21 +258,23 @@ def _draws(member: str, partitions: int) -> Sequence[int]:
     return _plain_draws(member, partitions)
 
 
+_plain_draws = lru_cache(maxsize=1024)(_drawn)
+
+
 @lru_cache(maxsize=4)
-def _even_draws(partitions: int) -> EvenDraws:
-    return EvenDraws(partitions)
+def _even_draws(partitions: int) -> _EvenDraws:
+    return _EvenDraws(partitions)
 
 
-class EvenDraws:
+class _EvenDraws:
     """The draws of the numbered members, made as far as they are asked for and kept for the next ring."""
 
     def __init__(self, partitions: int) -> None:
         self._partitions = partitions
-        first = _plain_draws("defender-0", partitions)
-        self._draws = [first]
-        self._best = array("I", first)
+        self._draws = [_drawn("defender-0", partitions)]
+        self._best = list(self._draws[0])
         self._owner = [0] * partitions
-        self._held = [list(range(partitions))]
+        self._held = [set(range(partitions))]
         self._lock = Lock()
 
     def of(self, number: int) -> Sequence[int]:
@@ -293,63 +286,70 @@ class EvenDraws:
 
     def _join(self) -> None:
         """The next member draws; who gives it how many is corrected to what keeps all even."""
-        number, best = len(self._draws), self._best
+        number, best, owner = len(self._draws), self._best, self._owner
         name = f"defender-{number}"
-        draws = array("I", _plain_draws(name, self._partitions))
-        wins: list[list[int]] = [[] for _ in range(number)]
+        draws = _drawn(name, self._partitions)
+        wins: dict[int, list[int]] = {}
         for partition in compress(range(self._partitions), map(lt, draws, best)):
-            wins[self._owner[partition]].append(partition)
+            wins.setdefault(owner[partition], []).append(partition)
+        gives = self._gives(wins)
         anew: Sequence[int] = ()
         joined: list[int] = []
-        for giver, gives in enumerate(self._gives([len(won) for won in wins])):
-            won = wins[giver]
-            if len(won) != gives:
+        for giver in sorted(wins.keys() | gives.keys()):
+            won, count = wins.get(giver, []), gives.get(giver, 0)
+            if len(won) != count:
                 anew = anew or _hashed(f"{name} anew", self._partitions)
-                won = self._correct(draws, anew, won, self._held[giver], gives)
-            if won:
-                left = set(won)
-                self._held[giver] = [p for p in self._held[giver] if p not in left]
-                joined += won
+                won = self._correct(draws, anew, won, self._held[giver], count)
+            self._held[giver].difference_update(won)
+            joined += won
         for partition in joined:
             best[partition] = draws[partition]
-            self._owner[partition] = number
-        self._held.append(joined)
+            owner[partition] = number
+        self._held.append(set(joined))
         self._draws.append(draws)
 
-    def _gives(self, won: list[int]) -> list[int]:
+    def _gives(self, wins: Mapping[int, Sequence[int]]) -> dict[int, int]:
         """How many each member gives: as near to what was won of it as leaves all loads even."""
-        count = len(won) + 1
-        share, rest = divmod(self._partitions, count)
+        loads = list(map(len, self._held))
+        share, rest = divmod(self._partitions, len(loads) + 1)
         most = share + (rest > 0)
-        loads = [len(held) for held in self._held]
-        gives = [min(max(n, load - most), load - share) for n, load in zip(won, loads, strict=True)]
-        missing = share - sum(gives)
-        giver = count * 7919 % len(won)  # not always the lowest numbers first
+        gives: dict[int, int] = {}
+        for giver in [giver for giver, load in enumerate(loads) if load > most or giver in wins]:
+            load = loads[giver]
+            gives[giver] = max(min(max(len(wins.get(giver, ())), load - most), load - share), 0)
+        missing = share - sum(gives.values())
+        givers = [giver for giver, load in enumerate(loads) if load > share] if missing else []
+        turn = len(loads) * 7919  # not always the lowest numbers first
         while missing:
-            if missing > 0 and gives[giver] < loads[giver] - share:
-                gives[giver] += 1
+            turn += 1
+            giver = givers[turn % len(givers)]
+            count, load = gives.get(giver, 0), loads[giver]
+            if missing > 0 and count < load - share:
+                gives[giver] = count + 1
                 missing -= 1
-            elif missing < 0 and gives[giver] > loads[giver] - most:
-                gives[giver] -= 1
+            elif missing < 0 and count > max(load - most, 0):
+                gives[giver] = count - 1
                 missing += 1
-            giver = (giver + 1) % len(won)
         return gives
 
     def _correct(
-        self, draws: array[int], anew: Sequence[int], won: list[int], held: list[int], gives: int
+        self, draws: array[int], anew: Sequence[int], won: list[int], held: set[int], gives: int
     ) -> list[int]:
-        """Makes the newcomer win *gives* of *held*; the draws nearest to the best ones so far change."""
+        """Makes the newcomer win *gives* of *held*; what it then wins.
+
+        If it won too many, it loses any of them, not those that it nearly lost: its draws would be too low
+        beside the others'. If it won too few, it wins what it nearly won.
+        """
         best = self._best
-
-        def nearness(partition: int) -> tuple[float, int]:
-            return draws[partition] / (best[partition] + 1), partition
-
         if len(won) > gives:
-            won = sorted(won, key=nearness)
+            won.sort(key=anew.__getitem__)
             for p in won[gives:]:
                 draws[p] = best[p] + ((DRAWS - best[p]) * anew[p] >> 32)
             return won[:gives]
-        lost = sorted(set(held).difference(won), key=nearness)[: gives - len(won)]
-        for p in lost:
+        missing = gives - len(won)
+        lost = sorted(sorted(held.difference(won)), key=draws.__getitem__)[: 3 * missing + 5]
+        near = sorted((draws[p] / (best[p] + 1), p) for p in lost)[:missing]
+        for _, p in near:
             draws[p] = best[p] * anew[p] >> 32
-        return won + lost
+            won.append(p)
+        return won

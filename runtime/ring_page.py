@@ -172,8 +172,7 @@ def _table(rows: Iterable[FleetRow], colours: dict[str, str]) -> str:
 def _values(row: FleetRow) -> list[str]:
     age = "–" if row.heartbeat_age_s is None else f"{row.heartbeat_age_s:.1f} s"
     figures = (f"{row.weight:g}", str(row.partitions), str(row.assigned), f"{row.lag:,}", str(row.workers))
-    state = f"{row.state}, warm" if row.stable_id is None and row.warm else row.state
-    who = (row.stable_id or "–", state, row.pod or "–", row.track, row.revision or "–")
+    who = (row.stable_id or "–", row.state, row.pod or "–", row.track, row.revision or "–")
     return [*who, age, *figures, f"{row.cache_used:.0%}", row.remark]
 
 

@@ -160,14 +160,19 @@ class Session:
         self._counters.set(Counter.SPEC_REVISION, revision)
 
     async def drain(self) -> pipes.Released:
-        """Takes nothing more, finishes what is in hand, acknowledges it and waits until that is heard."""
+        """Takes nothing more, lets what is in flight land, acknowledges it and waits until that is heard.
+
+        What was only delivered comes again to the next owner: a backlog prefetched of a few chambers would
+        take seconds.
+        """
         self.state = State.DRAINING
         for task in self._coming.values():
             task.cancel()
+        serving = [intake for partition, intake in self._intakes.items() if partition in self._taps]
+        await asyncio.gather(*(self._stop_serving(intake) for intake in serving))
         while self._in_hand():
             self._idle.clear()
             await self._idle.wait()
-        await self._acknowledge_heard(self._intakes.values())
         self.state = State.OVER
         return pipes.Released({p: intake.position for p, intake in self._intakes.items()})
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from runtime.bus import Reply
 from runtime.frames import Message
-from runtime.history import Take
+from runtime.history import Loaded, Rest, Take
 from runtime.names import Names
 from runtime.wire import StoredVerdict, Verdict, decode_stored, decode_verdict
 from tests.oracle import Stored
@@ -24,7 +24,7 @@ class MemoryStream:
         self.name, self.depth = name, depth
         self.messages: list[Stored] = []
         self._ids: set[str] = set()
-        self._by_subject: dict[str, list[bytes]] = {}
+        self._by_subject: dict[str, list[tuple[int, bytes]]] = {}
 
     def store(self, message: Message, headers: dict[str, str] | None = None) -> bool:
         """False when a message of this ID is there already."""
@@ -34,13 +34,18 @@ class MemoryStream:
         self._ids.add(message_id)
         self.messages.append(Stored(self.name, len(self.messages) + 1, subject, payload, headers or {}, 0))
         kept = self._by_subject.setdefault(subject, [])
-        kept.append(payload)
+        kept.append((len(self.messages), payload))
         if self.depth is not None:
             del kept[: -self.depth]
         return True
 
     def of_subject(self, subject: str) -> list[bytes]:
-        return list(self._by_subject.get(subject, []))
+        return [payload for _, payload in self._by_subject.get(subject, [])]
+
+    def kept_after(self, prefix: str, seq: int) -> list[tuple[int, bytes]]:
+        """(sequence, payload) of what is kept of all subjects with *prefix*, in the stream's order."""
+        kept = [pairs for subject, pairs in self._by_subject.items() if subject.startswith(prefix)]
+        return sorted(pair for pairs in kept for pair in pairs if pair[0] > seq)
 
     @property
     def subjects(self) -> list[str]:
@@ -67,18 +72,19 @@ class MemoryHistory:
     async def append(self, verdicts: Sequence[Message]) -> None:
         """Appending is publishing, as with JetStream."""
 
-    async def load_partition(self, partition: int, take: Take) -> int:
-        prefix = self._names.verdict(partition, "")
-        rows = [
-            row for s in self.verdicts.subjects if s.startswith(prefix) for row in self.verdicts.of_subject(s)
-        ]
-        given = 0
+    async def load_partition(
+        self, partition: int, take: Take, *, after: int | None = None, rest: Rest | None = None
+    ) -> Loaded:
+        rows = self.verdicts.kept_after(self._names.verdict(partition, ""), after or 0)
+        given, last = 0, after or 0
         for first in range(0, len(rows), self._rows_at_once):
-            some = [decode_stored(row) for row in rows[first : first + self._rows_at_once]]
-            given += len(some)
-            if not take(some):
+            some = rows[first : first + self._rows_at_once]
+            given, last = given + len(some), some[-1][0]
+            if not take([decode_stored(payload) for _, payload in some]):
                 break
-        return given
+            if rest is not None:
+                await rest(0.0)
+        return Loaded(given, last)
 
     async def load_chamber(self, partition: int, chamber: str) -> list[StoredVerdict]:
         return [

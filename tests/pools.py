@@ -17,7 +17,8 @@ from runtime import fork, pipes
 from runtime.bus import Connection
 from runtime.config import Settings
 from runtime.counters import Board
-from runtime.ownership import Owner, Ownership
+from runtime.ownership import Ownership, Want
+from runtime.ownership_record import Owner, Record, decode, key
 from runtime.pool import Pool, WorkerHandle
 
 W = TypeVar("W", bound=pipes.OfSession)
@@ -66,21 +67,33 @@ class Crew:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _acquire(self, handle: WorkerHandle, partitions: Iterable[int]) -> None:
-        epochs = {p: epoch for p, (_, epoch) in (await self.ownership.records()).items()}
-        acquired = await self.ownership.acquire(partitions, worker=handle.index)
+    async def _acquire(
+        self, handle: WorkerHandle, partitions: Iterable[int], released: tuple[Record, int] | None = None
+    ) -> None:
+        entries = {} if released else await self.ownership.bucket.entries("partition.*")
+        wants = {}
+        for partition in partitions:
+            entry = entries.get(key(partition))
+            record, revision = released or (
+                (decode(entry.value), entry.revision) if entry is not None else (Record(), 0)
+            )
+            wants[partition] = Want(partition, record, revision, warm=released is not None)
+        acquired = await self.ownership.acquire(wants.values(), worker=handle.index)
+        assert set(acquired) == set(wants), "another acquired them meanwhile"
         handle.assign(
             [
-                pipes.Assignment(one.partition, one.epoch, one.consumer, one.position, epochs.get(one.partition, 0))
-                for one in acquired.values()
+                pipes.Assignment(one.partition, one.epoch, one.consumer, one.position, wants[partition].epoch)
+                for partition, one in acquired.items()
             ]
         )
 
-    async def serve(self, partitions: Iterable[int], worker: int = 0) -> None:
+    async def serve(
+        self, partitions: Iterable[int], worker: int = 0, released: tuple[Record, int] | None = None
+    ) -> None:
         """Acquires partitions and has them served; returns when they are assigned."""
         partitions = list(partitions)
         self.wanted[worker].update(partitions)
-        await self._acquire(self.pool.handles[worker], partitions)
+        await self._acquire(self.pool.handles[worker], partitions, released)
 
     async def serving(self, partitions: Iterable[int], worker: int = 0) -> None:
         wanted = set(partitions)
@@ -117,9 +130,9 @@ class Crew:
         await to.copied(partition)
         begun = time.monotonic()
         positions = await self.given_back([partition])
-        await self.ownership.release(partition, positions[partition])
+        released = await self.ownership.release(partition, positions[partition], to.name)
         seen = len(to.words)
-        await to.serve([partition])
+        await to.serve([partition], released=released)
         await to.word(pipes.Serving, seen, lambda word: partition in word.partitions)
         served = next(at for at, word in to.words[seen:] if isinstance(word, pipes.Serving))
         return served - begun
@@ -129,6 +142,7 @@ class Crew:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.pool.kill()
+        await self.ownership.close()
         for fd in self._memory:
             os.close(fd)
 

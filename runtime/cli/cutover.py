@@ -22,8 +22,8 @@ from runtime.cli.snapshot import read_snapshot
 from runtime.config import Settings
 from runtime.connection import Connection
 from runtime.errors import InputError
-from runtime.fleet_report import admitted, numbers
-from runtime.fleet_snapshot import Snapshot, natural
+from runtime.fleet_report import admitted, named, numbers
+from runtime.fleet_snapshot import Snapshot
 from runtime.identity import Claim
 from runtime.membership import State
 from runtime.names import Names, name_problem
@@ -217,16 +217,16 @@ def track(
     _check_chambers(wanted, chambers)
 
     def ruled(tracks: Tracks) -> Tracks:
-        in_ring, named = dict(tracks.in_ring), dict(tracks.chambers)
+        in_ring, pinned = dict(tracks.in_ring), dict(tracks.chambers)
         if wanted or clear or auto:
-            named.pop(track, None)
+            pinned.pop(track, None)
         if wanted:
-            named[track] = sorted(set(wanted))
+            pinned[track] = sorted(set(wanted))
         if auto:
             in_ring.pop(track, None)
         if into or out:
             in_ring[track] = into
-        return Tracks(in_ring, named)
+        return Tracks(in_ring, pinned)
 
     done = terminal.run(_rule(terminal.settings(), track, wanted, ruled))
     if json:
@@ -333,6 +333,7 @@ def track_lines(done: Ruled, track: str) -> list[str]:
     if not done.holders:
         lines.append(f"no living defender of track {track} holds an ID yet; until then the others have all")
     if done.plan is not None:
-        members = sorted(done.plan.joins + done.plan.leaves, key=natural)
-        lines.append(f"{len(done.plan.moves)} partitions move; members that change: {len(members)}")
+        lines.append(f"{len(done.plan.moves)} partitions move")
+        lines += [f"enter: {named(done.plan.joins)}"] if done.plan.joins else []
+        lines += [f"leave: {named(done.plan.leaves)}"] if done.plan.leaves else []
     return lines

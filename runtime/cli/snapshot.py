@@ -17,7 +17,7 @@ import msgspec
 from runtime.config import Settings
 from runtime.connection import Connection
 from runtime.errors import InputError, SettingsError
-from runtime.fleet_snapshot import Backlog, Owned, Snapshot, leadership
+from runtime.fleet_snapshot import Backlog, Owned, Snapshot, leader_seen
 from runtime.frames import header
 from runtime.identity import Claim
 from runtime.jetstream import NotFound, UnexpectedAnswer
@@ -89,7 +89,7 @@ async def _read(connection: Connection, settings: Settings) -> Snapshot:
         forget=frozenset(
             name.removeprefix(FORGET_PREFIX) for name in assignments if name.startswith(FORGET_PREFIX)
         ),
-        leader=leadership(leader.value if leader else None),
+        leader=leader_seen(leader.value if leader else None),
         silence_s=settings.silence_s,
     )
 

@@ -138,7 +138,10 @@ def tracks_lines(snapshot: Snapshot) -> list[str]:
     """What operators said of tracks."""
     lines = []
     for track, wanted in sorted(snapshot.tracks.in_ring.items()):
-        lines.append(f"track       {track}: {'in' if wanted else 'out of'} the ring, by an operator's word")
+        if track not in snapshot.tracks.chambers:
+            lines.append(
+                f"track       {track}: {'in' if wanted else 'out of'} the ring, by an operator's word"
+            )
     for track, chambers in sorted(snapshot.tracks.chambers.items()):
         shown = terminal.clean(fleet_report.named(chambers))
         lines.append(f"track       {track}: only the chambers {shown or '(none)'}")
@@ -161,11 +164,12 @@ def _members(rows: list[FleetRow]) -> Table:
         ("lag", True),
         ("workers", True),
         ("cache", True),
+        gap=1,
     )
     for row in rows:
         table.add_row(
             row.stable_id or "-",
-            f"{row.state}, warm" if row.stable_id is None and row.warm else row.state,
+            row.state,
             terminal.clean(row.pod) or "-",
             row.track,
             row.revision or "-",

@@ -40,9 +40,9 @@ def tables() -> Console:
     return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
-def table(*columns: tuple[str, bool]) -> Table:
-    """A table without lines; (title, whether it is a number)."""
-    made = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+def table(*columns: tuple[str, bool], gap: int = 2) -> Table:
+    """A table without lines, *gap* spaces between its columns; (title, whether it is a number)."""
+    made = Table(box=None, header_style="bold", pad_edge=False, padding=(0, gap, 0, 0))
     for title, is_number in columns:
         made.add_column(title, justify="right" if is_number else "left", overflow="fold")
     return made

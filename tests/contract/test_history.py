@@ -13,7 +13,7 @@ from fleet import connected, settings_for
 from runtime.bus import within
 from runtime.embedded import NatsServer
 from runtime.frames import Message
-from runtime.history import History
+from runtime.history import History, Rest
 from runtime.history.jetstream import JetStreamHistory
 from runtime.names import Names
 from runtime.resources import ensure
@@ -86,15 +86,23 @@ def chambers_of(names: Names, partition: int, count: int) -> list[str]:
     ]
 
 
-async def rows_of(store: Store, partition: int) -> list[StoredVerdict]:
+async def rows_of(store: Store, partition: int, after: int | None = None) -> list[StoredVerdict]:
+    return (await read(store, partition, after))[0]
+
+
+async def read(
+    store: Store, partition: int, after: int | None = None, rest: Rest | None = None
+) -> tuple[list[StoredVerdict], int]:
+    """The rows of a partition, and the store's position behind them."""
     rows: list[StoredVerdict] = []
 
     def take(some: list[StoredVerdict]) -> bool:
         rows.extend(some)
         return True
 
-    assert await store.history.load_partition(partition, take) == len(rows)
-    return rows
+    loaded = await store.history.load_partition(partition, take, after=after, rest=rest)
+    assert loaded.reports == len(rows)
+    return rows, loaded.last
 
 
 async def test_a_chamber_is_its_last_d_reports_oldest_first(opened: Opened) -> None:
@@ -154,9 +162,71 @@ async def test_reading_a_partition_ends_when_no_more_is_taken(opened: Opened) ->
             calls.append(len(some))
             return False
 
-        assert await store.history.load_partition(0, take) == sum(calls)
+        assert (await store.history.load_partition(0, take)).reports == sum(calls)
         assert len(calls) == 1
         assert len(await rows_of(store, 0)) == 660
+
+
+async def test_a_second_reading_gives_what_was_stored_since_the_first(opened: Opened) -> None:
+    """Of chambers that were there and of new ones; nothing when nothing came; then all that came, in pages."""
+    async with opened() as store:
+        names = store.names
+        ours, others = chambers_of(names, 2, 90), chambers_of(names, 3, 2)
+        first, last = await read(store, 2)
+        assert first == []
+        await store.publish([verdict(names, name, 1) for name in [*ours[:5], *others]])
+        rows, last = await read(store, 2, last)
+        assert sorted(row.chamber for row in rows) == sorted(ours[:5])
+        rows, again = await read(store, 2, last)
+        assert (rows, again) == ([], last)
+        await store.publish([verdict(names, name, seq) for seq in range(2, 10) for name in [*ours, *others]])
+        rows, last = await read(store, 2, last)
+        assert len(rows) == 8 * 90
+        for name in ours:
+            assert [row.seq for row in rows if row.chamber == name] == list(range(2, 10))
+        assert await rows_of(store, 2, last) == []
+        assert len(await rows_of(store, 2)) == 8 * 90 + 5
+
+
+async def test_a_reading_that_ended_early_goes_on_behind_what_it_gave(opened: Opened) -> None:
+    """Its position is that of the last row that was given."""
+    async with opened() as store:
+        names = store.names
+        ours = chambers_of(names, 1, 40)
+        await store.publish([verdict(names, name, seq) for seq in range(1, 12) for name in ours])
+        rows: list[StoredVerdict] = []
+
+        def take(some: list[StoredVerdict]) -> bool:
+            rows.extend(some)
+            return False
+
+        loaded = await store.history.load_partition(1, take, rest=_no_rest)
+        assert 0 < loaded.reports < 440
+        rows += await rows_of(store, 1, loaded.last)
+        for name in ours:
+            assert [row.seq for row in rows if row.chamber == name] == list(range(1, 12))
+
+
+async def _no_rest(worked_s: float) -> None:
+    return
+
+
+async def test_reading_in_the_background_rests_between_portions_and_gives_the_same(opened: Opened) -> None:
+    """The rests are told how long the work before them took."""
+    async with opened() as store:
+        names = store.names
+        ours = chambers_of(names, 1, 30)
+        await store.publish([verdict(names, name, seq) for seq in range(1, 15) for name in ours])
+        worked: list[float] = []
+
+        async def rest(worked_s: float) -> None:
+            worked.append(worked_s)
+
+        rows, _ = await read(store, 1, rest=rest)
+        assert len(worked) > 3
+        assert max(worked) < 0.5
+        for name in ours:
+            assert [row.seq for row in rows if row.chamber == name] == list(range(1, 15))
 
 
 async def test_storing_a_verdict_again_changes_nothing(opened: Opened) -> None:

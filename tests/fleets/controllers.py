@@ -23,6 +23,8 @@ from tests.pods import Pod
 RECONCILE_S: Final = 0.1
 GRACE_S: Final = 30.0
 READY_S_MAX: Final = 45.0
+FAILURES_MAX: Final = 3
+"""A pod that was Ready is so until this many probes in a row failed, the platform's default."""
 LETTERS: Final = "bcdfghjklmnpqrstvwxz2456789"
 
 
@@ -54,6 +56,9 @@ class Controller(ABC):
         self.replicas, self.revision, self.name = replicas, revision, name
         self.pods: list[Pod] = []
         self.departures: list[Departure] = []
+        self.lapses: list[str] = []
+        """Pods that were Ready, were not told to leave, and were not Ready any more; and what they said."""
+        self._failures: dict[str, int] = {}
         self._launch_pod, self._settings, self._random, self._grace_s = launch, settings, random, grace_s
         self._leaving: set[asyncio.Task[None]] = set()
 
@@ -78,7 +83,19 @@ class Controller(ABC):
             if pod.exit_code is not None:
                 raise AssertionError(f"{pod.settings.pod_name} left by itself with {pod.exit_code}")
         statuses = await asyncio.gather(*(pod.probe("/readyz") for pod in self.pods))
-        return [pod for pod, status in zip(self.pods, statuses, strict=True) if status == 200]
+        return [
+            pod for pod, status in zip(self.pods, statuses, strict=True) if self._is_ready(pod, status == 200)
+        ]
+
+    def _is_ready(self, pod: Pod, passed: bool) -> bool:
+        uid, name = pod.settings.pod_uid, pod.settings.pod_name
+        if passed:
+            self._failures[uid] = 0
+        elif uid in self._failures:
+            self._failures[uid] += 1
+            if self._failures[uid] == FAILURES_MAX:
+                self.lapses.append(f"{name}: {'; '.join(pod.not_ready()) or 'Ready again'}")
+        return self._failures.get(uid, FAILURES_MAX) < FAILURES_MAX
 
     async def wait_ready(self, wanted: int | None = None) -> None:
         """Until so many pods (all, by default) are Ready."""
@@ -139,13 +156,11 @@ class Deployment(Controller):
             room = self.replicas + surge - len(self.pods)
             for _ in range(min(room, self.replicas - len(new))):
                 self._launch(self._new_name())
-            spare = len(ready) - (self.replicas - unavailable)
-            for pod in sorted(old, key=lambda pod: pod in ready):  # those that serve nobody first
-                if pod not in ready:
-                    self.terminate(pod)
-                elif spare > 0:
-                    self.terminate(pod)
-                    spare -= 1
+            starting = sum(pod not in ready for pod in self.pods if pod not in old)
+            # those that are not Ready do not count as available, and go first
+            going = len(self.pods) - starting - (self.replicas - unavailable)
+            for pod in sorted(old, key=lambda pod: pod in ready)[: max(0, going)]:
+                self.terminate(pod)
             assert time.monotonic() < end, f"the update hangs: {why_not_ready(self.pods)}"
             await asyncio.sleep(RECONCILE_S)
         await self.left()

@@ -148,6 +148,8 @@ class Fleet:
             slowest = max(self.departures, key=lambda departure: departure.seconds)
             codes = sorted({departure.exit_code for departure in self.departures})
             print(f"{len(self.departures)} pods left with {codes}, the slowest after {slowest.seconds:.1f} s")
+        for lapse in (lapse for controller in self.controllers for lapse in controller.lapses):
+            print(f"not Ready any more: {lapse}")
         differences = await asyncio.to_thread(self.outside.differences, streams)
         shown = "\n".join(differences[:DIFFERENCES_SHOWN])
         assert not differences, f"{len(differences)} differences from the oracle:\n{shown}"

@@ -16,21 +16,19 @@ from runtime.embedded import NatsServer
 from tests.fleets.harness import Fleet, fleet_settings, running
 from tests.fleets.observer import Figures
 
-BASELINE_S: Final = 2.0
-"""How long nothing is done to a fleet, to have something to compare with."""
-
 
 class Size(NamedTuple):
-    """Of a show: pods, load, partitions."""
+    """Of a show: pods, reports a second, partitions, and how long nothing is done to have a comparison."""
 
     replicas: int
     rate: int
     partitions: int = 32
     chambers: int = 100
+    baseline_s: float = 1.0
 
 
-SMALL: Final = Size(replicas=4, rate=300)
-FULL: Final = Size(replicas=8, rate=1_000, partitions=64, chambers=256)
+SMALL: Final = Size(replicas=3, rate=200)
+FULL: Final = Size(replicas=8, rate=1_000, partitions=64, chambers=256, baseline_s=5.0)
 
 
 async def begin(fleet: Fleet, size: Size) -> None:
@@ -38,7 +36,7 @@ async def begin(fleet: Fleet, size: Size) -> None:
     publisher = fleet.load(rate=size.rate, chambers=size.chambers)
     await publisher.more(size.rate)
     async with fleet.event("nothing"):
-        await asyncio.sleep(BASELINE_S)
+        await asyncio.sleep(size.baseline_s)
 
 
 async def rolling_update(

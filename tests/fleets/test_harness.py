@@ -40,10 +40,14 @@ class PretendedPod:
 
     def sigterm(self) -> None:
         self.is_told, self._ends = True, self._journal.random.randrange(1, 6)
+        self._journal.told.append(self)
         self._journal.look()
 
+    def lapse(self, looks: int) -> None:
+        self._looks = looks
+
     def not_ready(self) -> list[str]:
-        return []
+        return ["pretended"]
 
 
 class Journal:
@@ -53,6 +57,7 @@ class Journal:
         self.random = random.Random(7)
         self.pods: list[PretendedPod] = []
         self.counts: list[tuple[int, int]] = []
+        self.told: list[PretendedPod] = []
 
     def launch(self, settings: Settings) -> Any:
         self.pods.append(PretendedPod(settings, self))
@@ -193,3 +198,24 @@ def test_a_histogram_has_a_line_for_each_bound_that_some_gap_keeps() -> None:
         ["50", "1"],
         ["10,000", "1"],
     ]
+
+
+async def test_an_old_pod_that_lapses_for_a_moment_does_not_bring_down_a_second_one() -> None:
+    """A failed probe or two are nothing; a pod that is not Ready any more counts as unavailable."""
+    journal = Journal()
+    deployment = controlled(Deployment, 3, journal)
+    await deployment.start()
+    lapsing = journal.pods[1]
+    lapsing.lapse(2)
+    for _ in range(3):
+        assert len(await deployment.ready()) == 3
+    assert not deployment.lapses
+    lapsing.lapse(50)
+    for _ in range(3):
+        ready = await deployment.ready()
+    assert lapsing not in ready
+    assert [lapse.partition(":")[0] for lapse in deployment.lapses] == [lapsing.settings.pod_name]
+    journal.counts.clear()
+    await deployment.rolling_update("8d4b", surge=1, unavailable=0)
+    assert journal.told[0] is lapsing
+    assert min(ready for _, ready in journal.counts) >= 2, "more than the lapsing one were not Ready"

@@ -17,7 +17,7 @@ from tests.fleets.shows import (
 
 async def test_a_rolling_update_with_surge_changes_no_stable_id(nats_server: NatsServer) -> None:
     """Each partition goes to another pod once, under the ID that it has; nothing is lost or doubled."""
-    update = await rolling_update(nats_server, SMALL, surge=2, unavailable=0)
+    update = await rolling_update(nats_server, SMALL._replace(replicas=4), surge=2, unavailable=0)
     assert_nothing_went_wrong(update)
     assert not update.reassigned
     assert set(update.taken_over) == set(range(SMALL.partitions))
@@ -44,20 +44,19 @@ async def test_scaling_moves_only_what_must_move(nats_server: NatsServer) -> Non
 
 async def test_a_cutover_moves_every_partition_once_there_and_once_back(nats_server: NatsServer) -> None:
     """Green takes nothing until it is told to; then one ring version gives it all."""
-    size = SMALL._replace(replicas=3)
-    started, there, back, ended = await blue_green(nats_server, size)
+    started, there, back, ended = await blue_green(nats_server, SMALL)
     for figures in (started, there, back, ended):
         assert_nothing_went_wrong(figures)
     for figures in (started, ended):
         assert not figures.changes
     for figures in (there, back):
-        assert figures.reassigned == list(range(size.partitions))
+        assert figures.reassigned == list(range(SMALL.partitions))
         assert figures.rings == 1
 
 
 async def test_a_canary_takes_its_share_and_gives_it_back(nats_server: NatsServer) -> None:
     """Only the canary's share moves, to it and back to where it was."""
-    joined, left = await canary(nats_server, SMALL._replace(replicas=3))
+    joined, left = await canary(nats_server, SMALL)
     for figures in (joined, left):
         assert_nothing_went_wrong(figures)
         assert figures.reassigned
@@ -67,7 +66,7 @@ async def test_a_canary_takes_its_share_and_gives_it_back(nats_server: NatsServe
 
 async def test_an_update_of_a_stateful_set_changes_no_stable_id(nats_server: NatsServer) -> None:
     """IDENTITY=ordinal: each pod is replaced by one of its name, which takes its ID."""
-    update = await ordered_update(nats_server, SMALL._replace(replicas=3))
+    update = await ordered_update(nats_server, SMALL)
     assert_nothing_went_wrong(update)
     assert not update.reassigned
 
@@ -76,8 +75,7 @@ async def test_an_update_of_pods_without_stable_ids_reassigns_every_partition(
     nats_server: NatsServer,
 ) -> None:
     """IDENTITY=pod: what claimed IDs are worth. Nothing is lost or doubled even so."""
-    size = SMALL._replace(replicas=3)
-    update = await rolling_update(nats_server, size, surge=1, unavailable=0, identity=Identity.POD)
+    update = await rolling_update(nats_server, SMALL, surge=1, unavailable=0, identity=Identity.POD)
     assert not update.lost
     assert not update.doubled
-    assert set(update.reassigned) == set(range(size.partitions))
+    assert set(update.reassigned) == set(range(SMALL.partitions))

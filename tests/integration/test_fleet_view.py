@@ -252,3 +252,43 @@ async def test_a_request_that_names_a_newer_ring_gets_it_read(settings: Settings
         await view.reread_ring()
         assert view.ring is not None
         assert view.ring.value.version == 1
+
+
+async def test_a_second_process_under_our_uid_is_logged_once_with_the_remedy(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine = msgspec.structs.replace(settings, pod_uid="uid-a")
+    async with viewed(mine, session="s-new") as (connection, view):
+        beats = bucket(connection, settings.nats_kv_heartbeats)
+        for session in ("s-old", "s-new", "s-other", "s-new", "s-other"):
+            last = await beats.put("uid-a", encode(beat(session=session)))
+        await until(lambda: "uid-a" in view.beats and view.beats["uid-a"].revision == last)
+        errors = [record for record in caplog.records if "POD_UID" in record.getMessage()]
+        assert len(errors) == 1
+
+
+async def test_an_id_that_its_active_holder_names_is_kept_while_the_claim_is_missing(
+    settings: Settings,
+) -> None:
+    watch = Watch()
+    async with viewed(settings, clock=watch) as (connection, view):
+        beats = bucket(connection, settings.nats_kv_heartbeats)
+        await beats.put("uid-a", encode(beat(stable_id="defender-0")))
+        await beats.put("uid-b", encode(beat("uid-b", State.DRAINING, stable_id="defender-1")))
+        await until(lambda: len(view.beats) == 2)
+        assert view.kept() == {"defender-0"}
+        watch.now_s += settings.silence_s + 1
+        assert view.kept() == set()
+
+
+async def test_after_its_subscription_ended_nobody_is_told(settings: Settings) -> None:
+    told: list[str] = []
+    async with viewed(settings) as (connection, view):
+        cancel = view.subscribe(told.append)
+        leader = bucket(connection, settings.nats_kv_leader)
+        await leader.put("leader", b"1")
+        await until(lambda: told == ["leader"])
+        cancel()
+        await leader.put("leader", b"2")
+        await until(lambda: view.leader is not None and view.leader.value == b"2")
+        assert told == ["leader"]

@@ -161,6 +161,15 @@ async def test_a_restarted_container_takes_its_id_back_and_fences_the_process_be
         assert new.state is LeaseState.HELD
 
 
+async def test_of_two_processes_with_one_uid_the_earlier_is_fenced_and_told_the_remedy(
+    nats_server: NatsServer,
+) -> None:
+    settings = pod(settings_for(nats_server, **FAST), "a")
+    async with claimed(settings) as (_, _old, fenced), claimed(settings, 2):
+        await until(lambda: fenced)
+        assert "POD_UID (uid-a)" in str(fenced[0])
+
+
 async def test_a_new_revision_stands_by_until_the_old_one_has_left(settings: Settings) -> None:
     reasons: list[Standby] = []
     roomy = msgspec.structs.replace(settings, max_defenders=5)
@@ -385,11 +394,13 @@ async def test_a_claim_in_a_bucket_that_was_deleted_is_written_again_and_nobody_
 ) -> None:
     settings = settings_for(own_server, max_defenders=1, renew_s=0.1)
     repairs: list[float] = []
+    mended = asyncio.Event()
 
     async def repair() -> None:
         repairs.append(asyncio.get_running_loop().time())
         if len(repairs) > 3:
             await ensure(connection, settings)
+            mended.set()
 
     def beat(lease: Lease) -> Heartbeat:
         me = pod(settings, "a")
@@ -406,11 +417,10 @@ async def test_a_claim_in_a_bucket_that_was_deleted_is_written_again_and_nobody_
         heart.begin()
         waiting = asyncio.create_task(standby.claim())
         await connection.api(f"STREAM.DELETE.KV_{settings.nats_kv_stable_ids}")
-        await until(lambda: len(repairs) > 3)
-        assert repairs[-1] - repairs[0] >= 3 * settings.renew_s * 0.9
-        await until(lambda: lease.revision < 10 and stored_claim(connection, settings, lease.stable_id))
-        claim = await stored_claim(connection, settings, lease.stable_id)
-        assert claim == lease.claim
+        await mended.wait()
+        assert repairs[3] - repairs[0] >= 3 * settings.renew_s * 0.9
+        await until(lambda: stored_claim(connection, settings, lease.stable_id))
+        assert await stored_claim(connection, settings, lease.stable_id) == lease.claim
         assert fenced == []
         assert not waiting.done()
         waiting.cancel()

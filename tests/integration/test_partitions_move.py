@@ -39,6 +39,7 @@ async def test_partitions_that_move_to_and_fro_under_load_are_judged_once_and_in
             partition = random.Random(SEED + turn).choice(sorted(everything))
             giver, taker = (a, b) if partition in a.handle.serving else (b, a)
             gaps.append(await giver.hand_over(partition, taker))
+            print(f"{partition} {gaps[-1] * 1e3:.1f} ms")
         await publisher.finish()
         streams = await outside.audit()
         assert len(streams.verdicts) > 1000

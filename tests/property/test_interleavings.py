@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runtime.specs import Baseline, ChartSpec, Specs
-from tests.property.world import World
+from tests.property.world import Pair, Worker, World
 
 SPECS = {
     revision: Specs(
@@ -28,45 +28,67 @@ SPECS = {
 SMOOTH = ("publish", "deliver", "launch", "launch", "store", "land", "land", "read")
 ROUGH = ("break", "refuse", "die in kernel", "die in confirmation", "restart", "specs")
 
+MOVES = ("copy", "copy", "yield", "yielded", "take")
+ROUGH_MOVES = ("overtake", "forget")
+
 steps = st.lists(
     st.tuples(st.one_of(*[st.sampled_from(SMOOTH)] * 5, st.sampled_from(ROUGH)), st.integers(1, 12)),
     max_size=120,
 )
 
 
-def act(world: World, step: str, size: int) -> None:
+def act(world: World | Pair, worker: Worker, step: str, size: int) -> None:
     match step:
         case "publish":
             world.publish(size)
         case "deliver":
-            world.deliver(size)
+            worker.deliver(size)
         case "launch":
-            world.launch(size)
+            worker.launch(size)
         case "store":
-            world.store(size)
+            worker.store(size)
         case "refuse":
-            world.store(size, refusals=0.3)
+            worker.store(size, refusals=0.3)
         case "land":
-            world.land()
+            worker.land()
         case "read":
-            world.read_chamber()
+            worker.read_chamber()
         case "break":
-            world.break_session(stored=size - 1)
+            worker.break_session(stored=size - 1)
         case "die in kernel":
-            world.die_in_kernel(size)
+            worker.die_in_kernel(size)
         case "die in confirmation":
-            world.die_in_confirmation()
+            worker.die_in_confirmation()
         case "restart":
-            world.break_session(stored=size - 1)
-            world.start_pod()
+            worker.break_session(stored=size - 1)
+            worker.start_pod()
         case "specs":
             world.change_specs()
+
+
+def move(worker: Worker, step: str, partition: int) -> None:
+    """What the two workers of a pair do besides."""
+    match step:
+        case "copy":
+            worker.copy(partition)
+        case "forget":
+            worker.forget_copy(partition)
+        case "yield":
+            worker.stop_serving(partition)
+        case "yielded":
+            worker.give_back()
+        case "take":
+            if worker.outside.records[partition].owner is None:
+                worker.take_on(partition)
+        case "overtake":
+            if partition not in worker.intakes:
+                worker.take_on(partition)
 
 
 def assert_as_the_oracle(world: World, program: list[tuple[str, int]]) -> None:
     try:
         for step, size in program:
-            act(world, step, size)
+            act(world, world.worker, step, size)
         world.finish()
         differences = world.differences()
         assert not differences, "\n".join(differences[:8])
@@ -91,3 +113,60 @@ def test_long_runs_give_the_verdicts_of_the_oracle(seed: int) -> None:
     program = [(rng.choice(ROUGH if rng.random() < 0.06 else SMOOTH), rng.randint(1, 12)) for _ in range(600)]
     slots, rows = rng.choice([(4, 2), (9, 4), (40, 8)])
     assert_as_the_oracle(World(rng, SPECS, slots=slots, rows=rows), program)
+
+
+def assert_a_pair_as_the_oracle(world: Pair, program: list[tuple[str, int]]) -> None:
+    """*program*: (step, size); the size also says which worker, and which partition."""
+    try:
+        for step, size in program:
+            worker = world.workers[world.rng.randrange(2)]
+            if step in MOVES or step in ROUGH_MOVES:
+                move(worker, step, size % len(world.records))
+            else:
+                act(world, worker, step, size)
+        world.finish()
+        differences = world.differences()
+        assert not differences, "\n".join(differences[:8])
+    finally:
+        world.close()
+
+
+moves = st.lists(
+    st.tuples(
+        st.one_of(
+            *[st.sampled_from(SMOOTH)] * 5,
+            *[st.sampled_from(MOVES)] * 3,
+            st.sampled_from(ROUGH_MOVES),
+            st.sampled_from(ROUGH),
+        ),
+        st.integers(1, 12),
+    ),
+    max_size=160,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(program=moves, seed=st.integers(0, 2**32 - 1), slots=st.sampled_from([4, 9, 40]))
+def test_partitions_may_move_between_workers_at_any_moment(
+    program: list[tuple[str, int]], seed: int, slots: int
+) -> None:
+    """Copied ahead or not, asked for or overtaken, with zombies whose verdicts land late."""
+    rows = {4: 1, 9: 4, 40: 8}[slots]
+    assert_a_pair_as_the_oracle(Pair(random.Random(seed), SPECS, slots=slots, rows=rows), program)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_long_runs_of_two_workers_give_the_verdicts_of_the_oracle(seed: int) -> None:
+    """Hundreds of reports, dozens of moves, every kind of fault, drawn by a seed."""
+    rng = random.Random(seed)
+    program = [
+        (
+            rng.choice(ROUGH + ROUGH_MOVES)
+            if rng.random() < 0.05
+            else rng.choice(MOVES if rng.random() < 0.2 else SMOOTH),
+            rng.randint(1, 12),
+        )
+        for _ in range(900)
+    ]
+    slots, rows = rng.choice([(4, 2), (9, 4), (40, 8)])
+    assert_a_pair_as_the_oracle(Pair(rng, SPECS, slots=slots, rows=rows), program)

@@ -1,9 +1,10 @@
-"""A defender's worker without its surroundings: the judging parts over a real arena, streams in memory.
+"""Defenders' workers without their surroundings: the judging parts over real arenas, streams in memory.
 
-`World` does what a session does, one step at a time, in whatever order a test draws: deliver, judge, store,
-land, read a chamber. Between any two steps the connection can break, the worker can die (also in the midst
-of a kernel, or of a confirmation), or the pod can start again with an empty arena. At the end the streams
-must be the oracle's.
+`Worker` does what a session does, one step at a time, in whatever order a test draws: deliver, judge, store,
+land, read a chamber; copy a partition, take it on, give it back. Between any two steps the connection can
+break, the worker can die (also in the midst of a kernel, or of a confirmation), or the pod can start again
+with an empty arena. `Outside` is what they share: the streams, and who owns which partition. At the end the
+streams must be the oracle's.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ from runtime.intake import Intake
 from runtime.judge import Batch, Judge, Sample
 from runtime.names import Names, name_problem
 from runtime.overdue import overdue_alarms, overdue_rejections
+from runtime.readings import Readings
 from runtime.rebuild import Rebuild, restore_chamber
 from runtime.specs import Specs
 from runtime.turns import Turns
+from runtime.wire import StoredVerdict
 from tests.load import parsed
 from tests.memory_history import MemoryHistory, MemoryStream
 from tests.oracle import Oracle, Stored, Streams
@@ -68,15 +71,31 @@ class Landing:
 
 
 @dataclass
-class World:
-    """One fleet's streams and one worker. *slots* and *rows* bound its cache."""
+class Owned:
+    """A partition's record, and the position that its consumer and its record tell."""
+
+    owner: object = None
+    epoch: int = 0
+    position: int = 0
+
+
+@dataclass
+class Copying:
+    """A partition that is read ahead, portion by portion."""
+
+    rebuild: Rebuild
+    last: int | None = None
+    portions: int = 0
+
+
+@dataclass
+class Outside:
+    """One fleet's streams, and the records of its partitions."""
 
     rng: random.Random
     specs: dict[int, Specs]
     window: int = 6
     depth: int = 8
-    slots: int = 9
-    rows: int = 4
     samples: list[Stored] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -85,15 +104,10 @@ class World:
         self.history = MemoryHistory(self.names, self.depth)
         self.alarms = MemoryStream(self.names.alarms)
         self.rejected = MemoryStream(self.names.rejected)
-        self.positions = dict.fromkeys(range(PARTITIONS), 0)
+        self.records = {partition: Owned() for partition in range(PARTITIONS)}
         self._weights = [1, 1, 1, 1, self.rng.choice([1, 30])]  # one may have more in flight than the depth
         self.revision = min(self.specs)
-        self.epoch = 0
-        self.shape = Shape(PARTITIONS, self.slots, self.rows, self.window, FLIGHTS, reports=16, samples=64)
-        self._fd = -1
-        self.start_pod()
-
-    # --- the fab --------------------------------------------------------------------------------
+        self._epoch = 0
 
     def publish(self, reports: int) -> None:
         """Host software stores some reports; some are resets, some are bad."""
@@ -106,10 +120,41 @@ class World:
                 Stored(self.names.samples, len(self.samples) + 1, subject, payload, {}, NOW_NS)
             )
 
+    def acquire(self, partition: int, owner: object) -> tuple[int, int, int]:
+        """(epoch, the one it replaces, position), whoever had it."""
+        record = self.records[partition]
+        before, self._epoch = record.epoch, self._epoch + 1
+        record.owner, record.epoch = owner, self._epoch
+        # The ack floor that the server remembers may be older than the last acknowledgement.
+        known = record.position
+        return self._epoch, before, known if self.rng.random() < 0.7 else self.rng.randrange(known + 1)
+
+    def differences(self) -> list[str]:
+        """Of the streams from the oracle's."""
+        stored = [stream.messages for stream in (self.history.verdicts, self.alarms, self.rejected)]
+        streams = Streams(self.samples, *stored)
+        return Oracle(window=self.window, depth=self.depth, specs=self.specs).compare(streams)
+
+
+@dataclass(eq=False)
+class Worker:
+    """One worker. *slots* and *rows* bound its cache."""
+
+    outside: Outside
+    slots: int = 9
+    rows: int = 4
+
+    def __post_init__(self) -> None:
+        outside = self.outside
+        self.rng, self.names, self.settings = outside.rng, outside.names, outside.settings
+        self.history, self.alarms, self.rejected = outside.history, outside.alarms, outside.rejected
+        self.shape = Shape(PARTITIONS, self.slots, self.rows, outside.window, FLIGHTS, reports=16, samples=64)
+        self._fd = -1
+        self.start_pod()
+
     def change_specs(self) -> None:
-        """The next revision reaches the worker."""
-        self.revision = min(self.revision + 1, max(self.specs))
-        self.cache.use_specs(self.specs[self.revision], self.revision)
+        """The next revision, which the fleet has, reaches the worker."""
+        self.cache.use_specs(self.outside.specs[self.outside.revision], self.outside.revision)
 
     # --- a life of the worker -------------------------------------------------------------------
 
@@ -156,8 +201,8 @@ class World:
                     if self.rng.random() < 0.5:
                         view = torn.view(np.uint8)
                         view[:] = noise.integers(0, 256, len(view), dtype=np.uint8)
-                arena.state["head"][slot] %= self.window
-                arena.state["length"][slot] %= self.window + 1
+                arena.state["head"][slot] %= self.outside.window
+                arena.state["length"][slot] %= self.outside.window + 1
                 # The index may have been written before the rest of the entry, or not at all.
                 journal["index"][at + self.rng.randrange(2) : samples] = -1
             arena.flights["state"][region] = FlightState.JUDGING
@@ -177,16 +222,18 @@ class World:
         self._begin()
 
     def _begin(self) -> None:
-        """What a new session does: settle, find the directory again, rebuild, pull from the positions."""
+        """What a new session does: settle, find the directory again; partitions are assigned to it anew."""
+        outside = self.outside
         self.arena = Arena(self._fd, self.shape)
         settle(self.arena, now(self.history.last_sequences(in_doubt(self.arena))))
-        self.cache = Cache(self.arena, self.names, self.specs[self.revision], self.revision, self.depth)
+        specs, revision = outside.specs[outside.revision], outside.revision
+        self.cache = Cache(self.arena, self.names, specs, revision, outside.depth)
         self.flights = FlightLog(self.arena)
         limits = Limits(
             self.settings.report_bytes_max, self.settings.at_past_max_s, self.settings.at_future_max_s
         )
         self.judge = Judge(self.cache, self.flights, limits, "defender-0")
-        self.epoch += 1
+        self.readings = Readings(self.cache, self.history, 1, lambda: False)
         self.starts: dict[int, int] = {}
         self.turns = Turns()
         self.reading: dict[str, Sample] = {}
@@ -194,22 +241,82 @@ class World:
         self.landings: list[Landing] = []
         self.intakes: dict[int, Intake] = {}
         self.delivered: dict[int, int] = {}
-        for partition, known in self.positions.items():
-            # The ack floor that the server remembers may be older than the last acknowledgement.
-            position = known if self.rng.random() < 0.7 else self.rng.randrange(known + 1)
-            self.intakes[partition] = Intake(partition, self.names.samples, "p", position, 64, 1.0)
-            self.judge.epochs[partition], self.judge.positions[partition] = self.epoch, position
-            self.delivered[partition] = self.starts[partition] = position
-            if self.arena.partitions[partition] == arenas.UNREAD:
-                rebuild = Rebuild(self.cache)
-                now(
-                    self.history.load_partition(
-                        partition,
-                        lambda rows, p=partition, r=rebuild: r.take(p, rows),  # type: ignore[misc]
-                    )
-                )
-                rebuild.finish()
-                self.arena.partitions[partition] = arenas.WHOLE if rebuild.complete else arenas.PARTLY
+        self.epochs: dict[int, int] = {}
+        self.copies: dict[int, Copying] = {}
+        self.leaving: set[int] = set()
+        for partition, record in outside.records.items():
+            if record.owner is self:
+                self.take_on(partition)
+
+    # --- partitions come and go -----------------------------------------------------------------
+
+    def owns(self, partition: int) -> bool:
+        """Whether it serves the partition, and nobody has overtaken it (which it need not know)."""
+        return self.epochs.get(partition) == self.outside.records[partition].epoch
+
+    def take_on(self, partition: int) -> None:
+        """Acquires a partition, whoever has it, and serves it: from memory, after a copy, or read whole."""
+        epoch, before, position = self.outside.acquire(partition, self)
+        copying = self.copies.pop(partition, None)
+        if not self.readings.is_kept(partition, before):
+            if copying is None:
+                self.cache.forget(partition)
+                copying = Copying(Rebuild(self.cache, partition))
+            now(self.history.load_partition(partition, copying.rebuild.take, after=copying.last))
+            copying.rebuild.finish()
+        self.arena.epochs[partition] = epoch
+        self.epochs[partition] = epoch
+        self.intakes[partition] = Intake(partition, self.names.samples, "p", position, 64, 1.0)
+        self.judge.epochs[partition], self.judge.positions[partition] = epoch, position
+        self.delivered[partition] = self.starts[partition] = position
+
+    def copy(self, partition: int) -> bool:
+        """Begins to copy a partition ahead, or reads the next rows of it."""
+        if partition in self.intakes:
+            return False
+        copying = self.copies.get(partition)
+        if copying is None:
+            self.cache.forget(partition)
+            copying = self.copies[partition] = Copying(Rebuild(self.cache, partition))
+
+        def one_portion(rows: list[StoredVerdict]) -> bool:
+            copying.rebuild.take(rows)
+            return False
+
+        loaded = now(self.history.load_partition(partition, one_portion, after=copying.last))
+        copying.last = loaded.last
+        return loaded.reports > 0
+
+    def forget_copy(self, partition: int) -> None:
+        """The partition will not come after all."""
+        if self.copies.pop(partition, None) is not None:
+            self.cache.forget(partition)
+
+    def stop_serving(self, partition: int) -> None:
+        """Takes nothing more of a partition; what is not in flight is dropped."""
+        if partition not in self.intakes or partition in self.leaving:
+            return
+        self.leaving.add(partition)
+        self.turns.drop(partition)
+        waiting = [sample for sample in self.reading.values() if sample.partition == partition]
+        for sample in waiting:
+            del self.reading[sample.chamber]
+        self.turns.over(waiting)
+
+    def give_back(self) -> bool:
+        """Partitions that are being left, and of which nothing is in flight, are released and forgotten."""
+        flying = {sample.partition for landing in self.landings for sample in landing.settled}
+        left = self.leaving - flying
+        for partition in left:
+            record, intake = self.outside.records[partition], self.intakes.pop(partition)
+            if self.owns(partition):
+                record.owner, record.position = None, max(record.position, intake.position)
+            del self.epochs[partition], self.judge.epochs[partition], self.judge.positions[partition]
+            del self.starts[partition], self.delivered[partition]
+            self.made_up = {name for name in self.made_up if self.names.partition_of(name) != partition}
+            self.cache.forget(partition)
+        self.leaving -= left
+        return bool(left)
 
     # --- the steps of a session -----------------------------------------------------------------
 
@@ -217,10 +324,17 @@ class World:
         """The server delivers; now and then a message that was delivered already."""
         for _ in range(messages):
             partition = self.rng.randrange(PARTITIONS)
+            if partition not in self.intakes or partition in self.leaving:
+                continue
+            if not self.owns(partition):  # its consumer was deleted
+                if self.rng.random() < 0.5:
+                    self.break_session(stored=self.rng.randrange(10))
+                    return
+                continue
             position = self.delivered[partition]
             if self.rng.random() < 0.1:
                 position = self.rng.randrange(position + 1)
-            found = next((m for m in self.samples[position:] if m.partition == partition), None)
+            found = next((m for m in self.outside.samples[position:] if m.partition == partition), None)
             if found is None:
                 continue
             self.delivered[partition] = max(self.delivered[partition], found.seq)
@@ -263,10 +377,8 @@ class World:
                 messages -= 1
                 acted = True
                 message = landing.unstored.popleft()
-                if self.rng.random() < refusals:
-                    refused = True
-                    continue
-                assert self.history.verdicts.store(message), "a verdict was published twice"
+                if self.rng.random() < refusals or not self.history.verdicts.store(message):
+                    refused = True  # or another has published it: the session ends in the same way
         if refused:
             self.break_session(stored=self.rng.randrange(30))
         return acted
@@ -313,8 +425,10 @@ class World:
             if seqs:
                 intake.done(seqs)
                 self.judge.positions[partition] = intake.position
-                if self.rng.random() < 0.8:  # an acknowledgement is not confirmed, and may get lost
-                    self.positions[partition] = max(self.positions[partition], intake.position)
+                # An acknowledgement is not confirmed, and may get lost; a deleted consumer takes none.
+                if self.owns(partition) and self.rng.random() < 0.8:
+                    record = self.outside.records[partition]
+                    record.position = max(record.position, intake.position)
         self.turns.over(landing.settled)
         self.landings.remove(landing)
 
@@ -332,25 +446,77 @@ class World:
         self.turns.put_back([self.reading.pop(name)])
         return True
 
-    # --- the end --------------------------------------------------------------------------------
+    def act(self) -> bool:
+        """Whatever there is to do, once; False when there is nothing."""
+        self.deliver(8)
+        acted = [self.launch(8), self.read_chamber(), self.store(100), self.land(), self.give_back()]
+        rest = any(m.seq > self.delivered.get(m.partition, m.seq) for m in self.outside.samples)
+        return any(acted) or rest or bool(self.turns)
+
+
+class World(Outside):
+    """One fleet of one worker, which serves everything."""
+
+    def __init__(self, rng: random.Random, specs: dict[int, Specs], *, slots: int, rows: int) -> None:
+        super().__init__(rng, specs)
+        self.worker = Worker(self, slots, rows)
+        for partition in self.records:
+            self.worker.take_on(partition)
+
+    def change_specs(self) -> None:
+        self.revision = min(self.revision + 1, max(self.specs))
+        self.worker.change_specs()
 
     def finish(self) -> None:
         """Undisturbed until nothing is left to do."""
-        for _ in range(100 * (len(self.samples) + 10)):
-            self.deliver(8)
-            acted = [self.launch(8), self.read_chamber(), self.store(100), self.land()]
-            rest = any(m.seq > self.delivered[m.partition] for m in self.samples)
-            if not any(acted) and not rest and not self.turns:
-                assert not self.reading
-                assert not self.landings
-                return
-        raise AssertionError(f"it does not end: {len(self.turns)} not let through, {len(self.reading)} wait")
+        finish(self, [self.worker])
 
-    def differences(self) -> list[str]:
-        """Of the streams from the oracle's."""
-        stored = [stream.messages for stream in (self.history.verdicts, self.alarms, self.rejected)]
-        streams = Streams(self.samples, *stored)
-        return Oracle(window=self.window, depth=self.depth, specs=self.specs).compare(streams)
+    def close(self) -> None:
+        self.worker.close()
+
+
+class Pair(Outside):
+    """One fleet of two workers, in two pods, between which partitions move."""
+
+    def __init__(self, rng: random.Random, specs: dict[int, Specs], *, slots: int, rows: int) -> None:
+        super().__init__(rng, specs)
+        self.workers = [Worker(self, slots, rows) for _ in range(2)]
+        for partition in self.records:
+            rng.choice(self.workers).take_on(partition)
+
+    def change_specs(self) -> None:
+        self.revision = min(self.revision + 1, max(self.specs))
+        for worker in self.workers:
+            worker.change_specs()
+
+    def finish(self) -> None:
+        """Undisturbed until nothing is left to do; what nobody serves is taken on."""
+        for worker in self.workers:
+            if any(not worker.owns(partition) for partition in worker.intakes):
+                worker.break_session(stored=3)
+        while any(worker.leaving for worker in self.workers):
+            for worker in self.workers:
+                worker.act()
+        for partition in self.records:
+            if not any(worker.owns(partition) for worker in self.workers):
+                self.rng.choice(self.workers).take_on(partition)
+        finish(self, self.workers)
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.close()
+
+
+def finish(outside: Outside, workers: list[Worker]) -> None:
+    """Lets workers act until nothing is left to do."""
+    for _ in range(100 * (len(outside.samples) + 10)):
+        acted = [worker.act() for worker in workers]
+        if not any(acted):
+            for worker in workers:
+                assert not worker.reading
+                assert not worker.landings
+            return
+    raise AssertionError("it does not end")
 
 
 def report(rng: random.Random, number: int) -> bytes:

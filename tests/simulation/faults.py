@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from runtime.ownership_record import Record
+from runtime.ownership_record import State as OwnerState
 from runtime.records import Frozen, Tracks
 from simulation.deployment import Kept
-from simulation.process import DAWN
+from simulation.process import DAWN, Process
 from simulation.schedule import Fault, Kind
 from simulation.server import ASSIGNMENTS, BEATS, CLAIMS, LEADER
 from simulation.serving import RESPAWN_S
@@ -63,8 +65,15 @@ def _pause(world: World, fault: Fault) -> None:
     kept = _pod(world, fault)
     if kept is None or kept.process is None or kept.process.is_dead:
         return
-    process, until_s = kept.process, world.heap.now_s + fault.length_s
-    world.note(f"{kept.pod.uid} is frozen for {fault.length_s:g} s ({fault.kind.name})")
+    if world.random.random() < 0.5:
+        freeze(world, kept.process, fault)
+    else:
+        world.freeze_in_hand[kept.pod.uid] = fault
+
+
+def freeze(world: World, process: Process, fault: Fault) -> None:
+    until_s = world.heap.now_s + fault.length_s
+    world.note(f"{process.pod.uid} is frozen for {fault.length_s:g} s ({fault.kind.name})")
     if fault.kind is not Kind.PAUSE_WORKER:
         process.frozen_until_s = max(process.frozen_until_s, until_s)
     if fault.kind is not Kind.PAUSE_SUPERVISOR:
@@ -74,7 +83,7 @@ def _pause(world: World, fault: Fault) -> None:
                 for serve in worker.serves.values():
                     # Frozen between the look at the deadline and the write, or before the look.
                     serve.checked = serve.in_hand and world.random.random() < 0.5
-    world.heap.at(until_s, world.kick, kept.pod.uid)
+    world.heap.at(until_s, world.kick, process.pod.uid)
 
 
 def _cut(world: World, fault: Fault) -> None:
@@ -166,6 +175,30 @@ def _forget(world: World, fault: Fault) -> None:
     world.server.write(ASSIGNMENTS, f"forget.defender-{fault.target % 6}", "forget", None)
 
 
+def _twins(world: World, fault: Fault) -> None:
+    kept = _pod(world, fault)
+    if kept is None or kept.process is None or kept.process.is_dead:
+        return
+    twin = Process(world, kept.pod, f"{kept.pod.uid}/twin")
+    world.twins.append(twin)
+    world.heap.after(fault.length_s, twin.exit, 137)
+
+
+def _hand(world: World, fault: Fault) -> None:
+    server, partition = world.server, fault.target % world.schedule.partitions
+    if fault.extra < 0.25:
+        world.note("the ring's record is deleted")
+        server.write(ASSIGNMENTS, "ring", None, None)
+        return
+    record: Record | None = None
+    if fault.extra < 0.5:
+        record = Record(OwnerState.OWNED, "defender-99", "nobody", position=0)
+    elif fault.extra < 0.75:
+        record = Record()
+    world.note(f"the record of partition {partition} is overwritten: {record}")
+    server.write(ASSIGNMENTS, f"partition.{partition}", record, None)
+
+
 INJECT: Final[dict[Kind, Callable[[World, Fault], None]]] = {
     Kind.CRASH: _crash,
     Kind.RESTART: _restart,
@@ -187,4 +220,6 @@ INJECT: Final[dict[Kind, Callable[[World, Fault], None]]] = {
     Kind.CUTOVER: _cutover,
     Kind.FREEZE: _freeze,
     Kind.FORGET: _forget,
+    Kind.TWINS: _twins,
+    Kind.HAND: _hand,
 }

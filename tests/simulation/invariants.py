@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Final
 from runtime.handoff import Phase
 from runtime.ownership_record import Record, State
 from runtime.records import RingRecord
+from simulation.heap import Violation
 from simulation.schedule import FIRST_S, Kind
-from simulation.server import ASSIGNMENTS, CLAIMS, Change, Violation, record_key
+from simulation.server import ASSIGNMENTS, CLAIMS, Change, record_key
 from simulation.view import owners_of
 
 if TYPE_CHECKING:
+    from simulation.serving import Serve
     from simulation.world import World
 
 GRACEFUL_GAP_S_MAX: Final = 1.5
@@ -30,7 +32,10 @@ class Watch:
         self.moved = 0
         """Partitions whose stable ID changed after the fleet had started."""
         self._world = world
+        self.must_move = 0
+        """Partitions that the rings' changes move."""
         self._rings: dict[int, RingRecord] = {}
+        self._last: list[str | None] = []
         self._owners: dict[int, str] = {}
         self._generation = 0
 
@@ -51,6 +56,9 @@ class Watch:
             raise Violation(f"ring version {ring.version} after {self.version}")
         if not ring.members:
             raise Violation(f"ring version {ring.version} is empty")
+        owners = owners_of(ring)
+        self.must_move += sum(a != b for a, b in zip(self._last, owners, strict=False))
+        self._last = owners
         self._generation = generation
         self.version = max(self.version, ring.version)
         self._rings[ring.version] = ring
@@ -63,6 +71,23 @@ class Watch:
         if before is not None and before != record.owner and self._world.heap.now_s > FIRST_S:
             self.moved += 1
         self._owners[partition] = record.owner
+
+    def on_take(self, serve: Serve) -> None:
+        """A worker takes reports: nobody may whose successor has published already."""
+        newest = self._world.server.last_epoch[serve.partition]
+        if (serve.generation, serve.epoch) < newest:
+            session = serve.worker.process.session
+            raise Violation(
+                f"partition {serve.partition}: {session} still takes reports with epoch {serve.epoch}, "
+                f"epoch {newest[1]} has published"
+            )
+
+    def on_write(self, serve: Serve) -> None:
+        """A worker writes verdicts: its claim must not have expired, unless it was frozen after its look."""
+        world, uid = self._world, serve.worker.process.pod.uid
+        age_s = world.heap.now_s - world.server.renewed_s[uid]
+        if age_s > world.limits.lease_ttl_s and not serve.checked:
+            raise Violation(f"partition {serve.partition}: {uid} writes {age_s:.1f} s after its last renewal")
 
     def longest_gap_s(self) -> float:
         """The longest time from a sample to its verdict, of those that came after the start."""
@@ -86,6 +111,8 @@ class Watch:
         gap_s = self.longest_gap_s()
         if gap_s > GRACEFUL_GAP_S_MAX:
             raise Violation(f"a sample waited {gap_s:.2f} s though there was only {schedule.faults[0].kind.value}")
+        if self.moved > self.must_move:
+            raise Violation(f"{self.moved} partitions moved, the ring moves {self.must_move}")
         if schedule.faults[0].kind is Kind.ROLLING and self.moved:
             raise Violation(f"a rolling update moved {self.moved} partitions to other stable IDs")
 

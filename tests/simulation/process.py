@@ -242,7 +242,7 @@ class Process:
         if started_s >= self.deadline_s and self.world.checks_deadline:
             self.fence("the lease ran out")
             return
-        self.later(min(self.world.limits.renew_s, max(0.0, self.deadline_s - started_s)), self._renew)
+        self.later(min(self.world.limits.renew_s, max(0.01, self.deadline_s - started_s)), self._renew)
         if self._asking:
             return
         self._asking = True

@@ -30,6 +30,8 @@ class Kind(StrEnum):
     CUTOVER = "green takes over from blue"
     FREEZE = "an operator freezes the ring for a while"
     FORGET = "an operator forgets an ID"
+    TWINS = "a second process runs for a while under a pod's UID and name"
+    HAND = "somebody writes or deletes a record by hand"
 
 
 GRACEFUL: Final = (Kind.TERM, Kind.ROLLING, Kind.SCALE, Kind.CUTOVER)
@@ -77,14 +79,14 @@ WEIGHTS: Final = {
     Kind.CRASH: 5, Kind.RESTART: 5, Kind.WORKER_CRASH: 4, Kind.PAUSE: 6, Kind.PAUSE_SUPERVISOR: 3,
     Kind.PAUSE_WORKER: 2, Kind.CUT: 5, Kind.SLOW: 2, Kind.LOSS: 4, Kind.DEAF: 2, Kind.OUTAGE: 3,
     Kind.NO_LEADER: 2, Kind.BUCKET_LOST: 2, Kind.COMMIT_CRASH: 3, Kind.TERM: 4, Kind.ROLLING: 5,
-    Kind.SCALE: 5, Kind.CUTOVER: 3, Kind.FREEZE: 1, Kind.FORGET: 1,
+    Kind.SCALE: 5, Kind.CUTOVER: 3, Kind.FREEZE: 1, Kind.FORGET: 1, Kind.TWINS: 1, Kind.HAND: 2,
 }  # fmt: skip
 LENGTH_S: Final = {
-    Kind.PAUSE: (0.5, 16.0), Kind.PAUSE_SUPERVISOR: (0.5, 14.0), Kind.PAUSE_WORKER: (0.5, 12.0),
+    Kind.PAUSE: (0.5, 18.0), Kind.PAUSE_SUPERVISOR: (0.5, 14.0), Kind.PAUSE_WORKER: (0.5, 12.0),
     Kind.CUT: (0.3, 16.0), Kind.SLOW: (2.0, 10.0), Kind.LOSS: (1.0, 10.0), Kind.DEAF: (2.0, 12.0),
     Kind.OUTAGE: (0.3, 10.0), Kind.NO_LEADER: (0.3, 5.0), Kind.RESTART: (0.3, 3.0), Kind.CRASH: (0.5, 8.0),
     Kind.FREEZE: (2.0, 12.0), Kind.ROLLING: (12.0, 12.0), Kind.SCALE: (6.0, 6.0), Kind.TERM: (3.0, 3.0),
-    Kind.CUTOVER: (6.0, 6.0),
+    Kind.CUTOVER: (6.0, 6.0), Kind.TWINS: (1.0, 8.0),
 }  # fmt: skip
 FIRST_S: Final = 6.0
 """The fleet has started and settled by then; one in four schedules begins its faults at once."""

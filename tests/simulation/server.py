@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from runtime.ownership_record import Record, State, partition_of_key
-from simulation.heap import Heap
+from simulation.heap import Heap, Violation
 
 CONFLICT: Final = -1
+DUPLICATE_WINDOW_S: Final = 24.0
+"""Twice the lease, the least that the settings allow."""
 CLAIMS, BEATS, ASSIGNMENTS, LEADER = "claims", "beats", "assignments", "leader"
 
 
@@ -65,10 +67,6 @@ class Told(NamedTuple):
     """Of the partition's record."""
 
 
-class Violation(Exception):  # noqa: N818
-    """An invariant does not hold."""
-
-
 class Server:
     """*on_change* hears of every write that is more than a renewal."""
 
@@ -91,6 +89,8 @@ class Server:
         self.last_verdict: list[int] = []
         self.position: list[int] = []
         self.publisher: dict[tuple[int, int, int], str] = {}
+        self.renewed_s: dict[str, float] = {}
+        """When a pod's claim was last written, by its UID."""
         self.last_epoch: list[tuple[int, int]] = []
         self.first_beat: dict[str, int] = {}
         self.zombie_publishes = 0
@@ -120,7 +120,9 @@ class Server:
         if kept.ttl_s is not None and key not in kept.expiring:
             kept.expiring.add(key)
             self._heap.after(kept.ttl_s, self._expire, bucket, key, kept.generation)
-        if bucket == BEATS:
+        if bucket == CLAIMS and value is not None:
+            self.renewed_s[value.pod_uid] = now_s
+        elif bucket == BEATS:
             self.first_beat.setdefault(key, kept.revision)
         real = old is None or old.value is not value
         change = Change(now_s, bucket, key, value, kept.revision, kept.generation, real)
@@ -187,8 +189,9 @@ class Server:
         return self.last_verdict[partition]
 
     def create_consumer(self, partition: int, epoch: int, position: int) -> int:
-        if epoch in self.consumers[partition]:
-            return CONFLICT
+        there = self.consumers[partition].get(epoch)
+        if there is not None:
+            return 0 if there.start == position + 1 else CONFLICT  # as the real one: the same again is fine
         self.consumers[partition][epoch] = Consumer(position, position + 1)
         return 0
 
@@ -222,9 +225,11 @@ class Server:
         return stored.value, stored.value.epoch or stored.revision
 
     def publish(
-        self, partition: int, seqs: range, epoch: int, generation: int, pod_uid: str, position: int
+        self, partition: int, seqs: range, epoch: int, generation: int, who: tuple[str, str], position: int
     ) -> int:
-        """Store verdicts; how many of them were new. Raises Violation."""
+        """Store verdicts of *who* (pod UID, session); how many of them were new. Raises Violation."""
+        pod_uid, session = who
+        now_s = self._heap.now_s
         owner = self.owner(partition)
         if owner is not None and owner[0].state is State.OWNED and owner[1] == epoch:
             current = generation == self.buckets[ASSIGNMENTS].generation
@@ -233,22 +238,24 @@ class Server:
                     f"partition {partition}: {pod_uid} publishes with epoch {epoch}, which is "
                     f"{owner[0].pod_uid}'s"
                 )
-        first = self.publisher.setdefault((partition, generation, epoch), pod_uid)
-        if first != pod_uid:
-            raise Violation(f"partition {partition}: {first} and {pod_uid} publish with epoch {epoch}")
+        first = self.publisher.setdefault((partition, generation, epoch), session)
+        if first != session:
+            raise Violation(f"partition {partition}: {first} and {session} publish with epoch {epoch}")
         zombie = (generation, epoch) < self.last_epoch[partition]
         self.last_epoch[partition] = max(self.last_epoch[partition], (generation, epoch))
         stored = self.verdicts[partition]
         new = 0
         for seq in seqs:
             if seq in stored:
+                if now_s - stored[seq][1] > DUPLICATE_WINDOW_S:
+                    raise Violation(f"partition {partition}: verdict {seq} is stored twice, again by {session}")
                 continue  # the message ID is known: dropped
             if seq > 1 and seq - 1 not in stored:
                 raise Violation(
                     f"partition {partition}: verdict {seq} of epoch {epoch} by {pod_uid} is stored "
                     f"before {seq - 1}; {self.last_verdict[partition]} was the last"
                 )
-            stored[seq] = epoch, self._heap.now_s
+            stored[seq] = epoch, now_s
             self.last_verdict[partition] = seq
             self.position[partition] = position
             new += 1

@@ -88,10 +88,12 @@ class Serve:
                 self.waiting = True
                 heap.at(samples[self.next - 1] + link.delay_s(), self.run, self._arrived)
             return
+        world.watch.on_take(self)
         fresh = range(max(self.next, self.judged + 1), last + 1)
         self.next = last + 1
         self.in_hand = True
         self.checked = False
+        world.about_to_judge(self)
         judge_s = 0.001 + 0.01 * world.random.random()
         if world.random.random() < 0.05:
             judge_s += 0.3
@@ -106,6 +108,7 @@ class Serve:
         if process.clock() >= process.deadline_s and not self.checked and process.world.checks_deadline:
             self.worker.break_session()
             return
+        process.world.watch.on_write(self)
         if not fresh:
             self._on_published(last, 0)
             return
@@ -114,7 +117,7 @@ class Serve:
         self.call(
             lambda new: self._on_published(last, None if new is None else len(fresh) - new),
             server.publish,
-            self.partition, fresh, self.epoch, self.generation, process.pod.uid, self.acked,
+            self.partition, fresh, self.epoch, self.generation, (process.pod.uid, process.session), self.acked,
         )  # fmt: skip
 
     def _on_published(self, last: int, dropped: int | None) -> None:

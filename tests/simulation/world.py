@@ -10,11 +10,12 @@ from runtime.names import Names
 from runtime.policy import Limits as PolicyLimits
 from simulation import faults, invariants
 from simulation.deployment import Deployment
-from simulation.heap import Heap
+from simulation.heap import Heap, Violation
 from simulation.link import Link
 from simulation.process import Process
-from simulation.schedule import Schedule
-from simulation.server import Change, Server, Violation
+from simulation.schedule import Fault, Schedule
+from simulation.server import Change, Server
+from simulation.serving import Serve
 
 RESTART_S = 1.0
 AFTER_S = 6.0
@@ -79,9 +80,11 @@ class World:
         self.server.on_deleted = self._on_consumer_deleted
         self.links: dict[str, Link] = {}
         self.processes: dict[str, Process] = {}
+        self.twins: list[Process] = []
         self.names = Names(partitions=schedule.partitions)
         self.log: list[tuple[float, str]] = []
         self.commit_crash: float | None = None
+        self.freeze_in_hand: dict[str, Fault] = {}
         self.watch = invariants.Watch(self)
         self.blue = Deployment(self, "blue", schedule.replicas, 0, True)
         self.deployments = [self.blue]
@@ -134,12 +137,12 @@ class World:
     def _on_change(self, change: Change) -> None:
         self.watch.on_change(change)
         now_s = self.heap.now_s
-        for uid, process in self.processes.items():
+        for process in (*self.processes.values(), *self.twins):
             if not process.is_dead:
-                process.wake_at(now_s + 1.5 * self.links[uid].lag_s + 1e-4)
+                process.wake_at(now_s + 1.5 * self.links[process.pod.uid].lag_s + 1e-4)
 
     def _on_consumer_deleted(self, partition: int, epoch: int) -> None:
-        for process in self.processes.values():
+        for process in (*self.processes.values(), *self.twins):
             for worker in process.workers:
                 serve = worker.serves.get(partition)
                 if serve is not None and serve.epoch == epoch:
@@ -196,6 +199,12 @@ class World:
                 heap.after(self.links[uid].delay_s(), process.run, getattr(process, method), reply, *args)
 
         heap.after(link.delay_s(), arrive)
+
+    def about_to_judge(self, serve: Serve) -> None:
+        """The place where a pod may be frozen with reports in hand."""
+        fault = self.freeze_in_hand.pop(serve.worker.process.pod.uid, None)
+        if fault is not None:
+            faults.freeze(self, serve.worker.process, fault)
 
     def about_to_commit(self, process: Process) -> None:
         """The place where a leader may die: before the write is sent, or just after."""

@@ -1,99 +1,140 @@
-"""Who holds what: rows of defenders and partitions, and what of it is trouble."""
+"""What ``status`` and ``where`` show of a snapshot: rows, headings, trouble."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from io import StringIO
 
 import msgspec
+import pytest
+from rich.console import Console, RenderableType
+from sights import NOW, beat, claim, layout, owned, snapshot
 
-from runtime.cli.fleet import Backlog, Owned, Snapshot, backlogs, defender_rows, partition_rows, trouble
-from runtime.cli.status import where_lines, whereabouts
+from runtime.cli.fleet import partition_rows
+from runtime.cli.snapshot import Key, backlogs, laid_out
+from runtime.cli.status import as_tree, problems_of, rendered
+from runtime.cli.where import where_lines, whereabouts
 from runtime.config import Settings
-from runtime.identity import Claim
-from runtime.membership import Heartbeat, Load
-from runtime.membership import State as Doing
+from runtime.errors import SettingsError
+from runtime.fleet_snapshot import Backlog, Owned
+from runtime.membership import State
 from runtime.names import partition_of
-from runtime.ownership import Record, State
-
-NOW = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
-
-
-def claim(number: int, pod: str) -> Claim:
-    return Claim(f"defender-{number}", f"uid-{pod}", pod, "stable", "r1", NOW, "s")
+from runtime.ownership_record import Record
+from runtime.ownership_record import State as Ownership
+from runtime.records import Frozen, RingRecord, Tracks
 
 
-def beat(pod: str, doing: Doing = Doing.ACTIVE, stable_id: str | None = None, standby: str = "") -> Heartbeat:
-    load = Load(workers=2, samples=1000, slots_used=50, slots_total=200)
-    return Heartbeat(
-        f"uid-{pod}", pod, "stable", "r1", doing, NOW - timedelta(seconds=1.5), stable_id, standby, load=load
-    )
-
-
-def owned(number: int, pod: str, epoch: int, state: State = State.OWNED) -> Owned:
-    return Owned(Record(state, f"defender-{number}", f"uid-{pod}", epoch, position=77), epoch)
-
-
-SNAPSHOT = Snapshot(
-    now=NOW,
-    partitions=4,
-    claims={"defender-10": claim(10, "b"), "defender-9": claim(9, "a")},
-    heartbeats={
-        "uid-a": beat("a", stable_id="defender-9"),
-        "uid-c": beat("c", Doing.STANDBY, standby="none is free"),
-    },
-    owned={
-        0: owned(9, "a", 5),
-        1: owned(10, "b", 6),
-        2: owned(9, "old", 3),
-        3: owned(7, "x", 2, State.RELEASED),
-    },
-    backlogs={(0, 5): Backlog(100, 20), (1, 4): Backlog(9, 9), (2, 3): Backlog(1, 1)},
-)
-
-
-def test_holders_come_first_in_the_order_of_their_numbers_then_standbys() -> None:
-    rows = defender_rows(SNAPSHOT)
-    assert [(row.stable_id, row.pod, row.state) for row in rows] == [
-        ("defender-9", "a", "active"),
-        ("defender-10", "b", "silent"),
-        (None, "c", "standby"),
-    ]
-    first = rows[0]
-    assert (first.heartbeat_age_s, first.workers, first.partitions, first.lag, first.cache_used) == (
-        1.5,
-        2,
-        2,
-        122,
-        0.25,
-    )
-    assert rows[1].heartbeat_age_s is None
-    assert "no heartbeat" in rows[1].remark
-    assert rows[2].remark == "none is free"
+def text_of(shown: RenderableType, width: int = 100) -> str:
+    """What a terminal of that width, without colour, shows."""
+    console = Console(file=StringIO(), width=width, no_color=True, highlight=False)
+    console.print(shown)
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
 
 
 def test_every_partition_has_a_row_that_says_what_is_wrong_with_it() -> None:
-    rows = partition_rows(SNAPSHOT)
-    assert [(row.partition, row.owner, row.epoch, row.waiting) for row in rows] == [
-        (0, "defender-9", 5, 100),
-        (1, "defender-10", 6, 0),
-        (2, "defender-9", 3, 1),
-        (3, None, 2, 0),
+    fleet = snapshot(
+        layout=layout(2, partitions=6),
+        partitions=6,
+        owned={
+            0: owned(0, "a", 5),
+            1: owned(1, "b", 6),
+            2: owned(0, "old", 3),
+            3: owned(7, "x", 2, Ownership.RELEASED),
+            4: owned(0, "a", 8, age_s=0.1),
+        },
+        backlogs={(0, 5): Backlog(100, 20), (1, 4): Backlog(9, 9), (2, 3): Backlog(1, 1)},
+    )
+    beats = {
+        uid: msgspec.structs.replace(one, partitions=[0, 4] if uid == "uid-a" else [1])
+        for uid, one in fleet.heartbeats.items()
+    }
+    rows = partition_rows(replace(fleet, heartbeats=beats, layout=None))
+    assert [(row.owner, row.pod, row.epoch, row.waiting) for row in rows] == [
+        ("defender-0", "a", 5, 100),
+        ("defender-1", "b", 6, 0),
+        ("defender-0", "uid-old", 3, 1),
+        (None, "", 2, 0),
+        ("defender-0", "a", 8, 0),
+        (None, "", 0, 0),
     ]
-    remarks = [row.remark for row in rows]
-    assert remarks == [
+    assert [row.remark for row in rows] == [
         "",
         "its consumer is missing",
-        "its owner's ID is held by another pod, which has not acquired it yet",
+        "its owner uid-old is gone",
         "nobody owns it",
+        "its consumer is missing",
+        "never owned",
     ]
+    assert [row.partition for row in rows if row.is_trouble] == [2, 3, 5]
 
 
-def test_partitions_without_a_live_owner_are_named_first() -> None:
-    assert trouble(SNAPSHOT) == ["2 of 4 partitions have no live owner: 2, 3"]
-    sound = msgspec.structs.replace(SNAPSHOT, partitions=2)
-    assert trouble(sound) == []
-    nobody = msgspec.structs.replace(SNAPSHOT, claims={})
-    assert trouble(nobody)[0] == "no defender holds an ID: nothing is judged"
+def test_a_partition_in_handoff_says_to_whom_it_goes() -> None:
+    fleet = snapshot(backlogs={})
+    vacated = replace(fleet, layout=layout(1, first=5))
+    remarks = {row.remark for row in partition_rows(vacated)}
+    assert remarks == {"the ring gives it to defender-5, which nobody holds: its owner goes on"}
+    alone = replace(fleet, layout=layout(1))
+    moving = [row for row in partition_rows(alone) if row.partition in alone.moving]
+    assert {row.remark for row in moving} == {"moves to defender-0 at a"}
+    assert not any(row.is_trouble for row in moving)
+
+
+def test_status_fits_a_hundred_columns_and_names_ring_leader_freeze_members_and_standbys() -> None:
+    fleet = snapshot(backlogs={}, frozen=Frozen("me", NOW, "moving racks"))
+    pod = "defender-7c9f8d64b-x2k4q"
+    standby = beat(pod, None, State.STANDBY, warm=True, standby="as many defenders as MAX_DEFENDERS hold one")
+    fleet = replace(
+        fleet,
+        heartbeats={**fleet.heartbeats, standby.pod_uid: standby},
+        ages_s={**fleet.ages_s, standby.pod_uid: 0.4},
+        tracks=Tracks({"green": False}, {"canary": ["ETCH-1", "ETCH-2"]}),
+    )
+    text = text_of(rendered(fleet, partitions=False))
+    for line in (
+        "ring        version 7, 2 members, 0.0s ago: defender-1 in",
+        "leader      a, term 5",
+        "frozen      by me, 0.0s ago: moving racks",
+        "track       green: out of the ring, by an operator's word",
+        "track       canary: only the chambers ETCH-1, ETCH-2",
+        "partitions  4 of 4 owned, 0 doubly",
+        f"  {pod}: as many defenders as MAX_DEFENDERS hold one",
+    ):
+        assert line in [one.rstrip() for one in text.splitlines()], line
+    (row,) = [line for line in text.splitlines() if line.startswith("defender-0 ")]
+    assert (
+        row.split()
+        == "defender-0 active a stable r1 1.5s {} 0 2 25%".format(len(fleet.owned_by["uid-a"])).split()
+    )
+    (row,) = [line for line in text.splitlines() if line.startswith("- ")]
+    assert row.split()[:4] == ["-", "standby", pod, "stable"], "no name is folded"
+
+
+def test_what_is_wrong_comes_first_and_a_lag_above_the_limit_is_wrong() -> None:
+    fleet = snapshot(backlogs={(0, 10): Backlog(30, 5)})
+    assert problems_of(fleet) == problems_of(fleet, 35) == []
+    assert problems_of(fleet, 34) == ["35 reports wait, more than 34"]
+    text = text_of(rendered(replace(fleet, leader=None), partitions=True))
+    assert text.splitlines()[0].rstrip() == "nobody leads: the ring does not change"
+    assert len([line for line in text.splitlines() if " owned " in line]) == 4
+
+
+def test_names_from_outside_cannot_steer_the_terminal() -> None:
+    evil = "\x1b[2Jx"
+    fleet = snapshot(backlogs={}, frozen=Frozen(evil, NOW, evil))
+    fleet = replace(fleet, claims={**fleet.claims, "defender-0": claim(0, evil)})
+    assert "\x1b" not in text_of(rendered(fleet, partitions=True))
+
+
+def test_status_for_machines_has_all_that_people_see() -> None:
+    fleet = snapshot(backlogs={}, layout=layout(3))
+    tree = msgspec.json.decode(msgspec.json.encode(as_tree(fleet)))
+    assert tree["ring"]["version"] == 7
+    assert tree["vacancies"] == ["defender-2"]
+    assert tree["leader"]["pod_name"] == "a"
+    assert [row["stable_id"] for row in tree["defenders"]] == ["defender-0", "defender-1", "defender-2"]
+    assert len(tree["partitions"]) == 4
+    assert tree["trouble"] == ["in the ring, and held by nobody: defender-2"]
 
 
 def test_only_consumers_of_partitions_count_as_backlog() -> None:
@@ -105,8 +146,17 @@ def test_only_consumers_of_partitions_count_as_backlog() -> None:
     assert backlogs(answers)[3, 17].lag == 7
 
 
+def test_a_ring_of_another_number_of_partitions_is_an_error_that_names_the_setting() -> None:
+    stored = Key(msgspec.json.encode(RingRecord(1, 128)), 1, 0.0)
+    with pytest.raises(SettingsError, match=r"PARTITIONS: is 64 here, 128 in the fleet's ring"):
+        laid_out(stored, Settings(partitions=64))
+    assert laid_out(Key(b"{}", 1, 0.0), Settings())[0] is None
+    unknown = msgspec.json.encode(RingRecord(1, 64, algorithm=99))
+    assert "99" in laid_out(Key(unknown, 1, 0.0), Settings())[1]
+
+
 def test_where_says_partition_ring_owner_consumer_and_the_last_verdict() -> None:
-    settings = Settings(partitions=4)
+    fleet = snapshot(backlogs={(0, 10): Backlog(100, 20)})
     chamber = next(name for name in (f"E-{n}" for n in range(99)) if partition_of(name, 4) == 0)
     last = {
         "run": "r1",
@@ -116,18 +166,29 @@ def test_where_says_partition_ring_owner_consumer_and_the_last_verdict() -> None
         "ordinal": 2,
         "defender": "defender-9",
     }
-    found = whereabouts(SNAPSHOT, settings, chamber, last)
-    assert (found.partition, found.consumer, found.row.pod) == (0, "p0-e5", "a")
+    found = whereabouts(fleet, Settings(partitions=4), chamber, last)
+    assert (found.partition, found.consumer, found.ring_version) == (0, "p0-e10", 7)
+    assert found.owner_by_ring == found.row.owner
     text = "\n".join(where_lines(found))
-    assert f"defender-{'9' if found.owner_by_ring == 'defender-9' else '10'}" in text
+    assert f"ring       {found.owner_by_ring} by version 7, held by {found.holder}" in text
     assert "takes it" in found.ring[-1]
     assert "100 reports wait, 20 in hand" in text
     assert "verdict of run r1 at 2025-03-01 08:00:00.000, epoch 5, by defender-9" in text
+    moving = replace(fleet, layout=layout(1, first=5), claims={**fleet.claims, "defender-5": claim(5, "z")})
+    text = "\n".join(where_lines(whereabouts(moving, Settings(partitions=4), chamber, last)))
+    assert "handoff    moves to defender-5 at z" in text
 
 
 def test_where_tells_of_a_chamber_that_nobody_serves() -> None:
-    empty = Snapshot(now=NOW, partitions=4)
+    empty = snapshot(claims={}, heartbeats={}, owned={}, layout=None, leader=None, backlogs={})
     text = "\n".join(where_lines(whereabouts(empty, Settings(partitions=4), "E-1", None)))
-    assert "no member: nobody holds an ID" in text
+    assert "no ring is committed yet" in text
     assert "owner      nobody (vacant), epoch 0" in text
+    assert "trouble    never owned" in text
     assert "no verdict of this chamber is stored" in text
+
+
+def test_the_worker_that_serves_a_partition_is_told() -> None:
+    record = Record(Ownership.OWNED, "defender-0", "uid-a", 5, worker=1)
+    fleet = snapshot(owned={0: Owned(record, 5, 60.0)})
+    assert partition_rows(fleet)[0].worker == 1

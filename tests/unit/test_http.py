@@ -7,15 +7,20 @@ import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from html.parser import HTMLParser
 
 import aiohttp
 import pytest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from sights import NOW, ViewOfFleet, beat, layout, view_of
 
+from runtime.config import Settings
 from runtime.counters import LATENCY_BUCKETS, REASONS, Board, Counter
 from runtime.errors import SettingsError
+from runtime.fleet_watch import FleetWatch
 from runtime.http import Server, serve
+from runtime.membership import State
 from runtime.metrics import Metrics, PodState, Role
 from runtime.wire import Reason
 
@@ -38,20 +43,32 @@ class Reasons:
         return self.unstarted
 
 
+class Candidate:
+    """A pod that leads, or would."""
+
+    def __init__(self) -> None:
+        self.leading = False
+        self.elections = self.commits = self.deposed = 0
+
+
 class Pod:
-    """A server with all that it shows, and a client."""
+    """A server with all that it shows, and a client. The view is of the fleet of `sights`, at 100 s."""
 
     def __init__(self) -> None:
         self.board = Board.create(2, 4)
         self.state = PodState(pod="pod-a", track="stable", revision="r1")
         self.probes = Reasons()
         self.now_ns = 100_000_000_000
-        self.metrics = Metrics(self.board, self.state, lambda: self.now_ns)
+        self.settings = Settings(partitions=4, pod_uid="uid-a")
+        self.view: ViewOfFleet | None = view_of(now_s=100.0)
+        self.watch = FleetWatch(self, clock=lambda: self.now_ns / 1e9, now=lambda: NOW)
+        self.metrics = Metrics(self.board, self.state, lambda: self.now_ns, watch=self.watch)
         self.server: Server
         self.client: aiohttp.ClientSession
 
-    async def get(self, path: str) -> tuple[int, str, str]:
-        async with self.client.get(f"http://127.0.0.1:{self.server.port}{path}") as answer:
+    async def get(self, path: str, **headers: str) -> tuple[int, str, str]:
+        url = f"http://127.0.0.1:{self.server.port}{path}"
+        async with self.client.get(url, headers=headers) as answer:
             return answer.status, answer.headers["Content-Type"], await answer.text()
 
     async def scrape(self) -> dict[str, Metric]:
@@ -64,7 +81,7 @@ class Pod:
 @asynccontextmanager
 async def serving() -> AsyncIterator[Pod]:
     pod = Pod()
-    pod.server = await serve("127.0.0.1", 0, pod.probes, pod.metrics)
+    pod.server = await serve("127.0.0.1", 0, pod.probes, pod.metrics, pod.watch)
     try:
         async with aiohttp.ClientSession() as pod.client:
             yield pod
@@ -108,8 +125,8 @@ def test_the_index_names_every_page_and_each_of_them_answers() -> None:
         status, _, text = await pod.get("/")
         assert status == 200
         paths = [line.split()[0] for line in text.splitlines() if line.startswith("/")]
-        assert paths == ["/livez", "/readyz", "/startupz", "/metrics"]
-        assert [(await pod.get(path))[0] for path in paths] == [200] * 4
+        assert paths == ["/livez", "/readyz", "/startupz", "/metrics", "/ring", "/ring.json"]
+        assert [(await pod.get(path))[0] for path in paths] == [200] * 6
         assert (await pod.get("/nothing"))[0] == 404
 
     with_pod(test)
@@ -154,7 +171,7 @@ def test_metrics_say_who_the_pod_is_and_how_old_its_lease_is() -> None:
     async def test(pod: Pod) -> None:
         families = await pod.scrape()
         assert families["defender_lease_age_seconds"].samples == []
-        assert values(families["defender_lease_left_seconds"]) == {(): 0}
+        assert families["defender_lease_left_seconds"].samples == [], "a standby's lease is not running out"
         pod.state.stable_id, pod.state.role = "defender-4", Role.HOLDER
         pod.state.lease_renewed_ns = pod.now_ns - 1_500_000_000
         pod.state.worker_restarts[1] = 2
@@ -184,6 +201,134 @@ def test_every_counter_of_the_board_is_among_the_metrics() -> None:
             changed = set((await pod.get("/metrics"))[2].splitlines()) - set(before)
             assert any(line.startswith("defender_") for line in changed), counter
             worker.set(counter, value)
+
+    with_pod(test)
+
+
+def test_the_ring_is_a_page_for_people_and_json_for_programs() -> None:
+    async def test(pod: Pod) -> None:
+        status, content_type, page = await pod.get("/ring", Accept="text/html,application/json;q=0.9")
+        assert (status, content_type) == (200, "text/html; charset=utf-8")
+        assert page.count("<rect") == 4
+        assert "<h1>Defender: ring version 7</h1>" in page
+        assert "http://" not in page, "nothing comes from elsewhere"
+        assert "https://" not in page
+        for path, accept in (
+            ("/ring", "application/json"),
+            ("/ring?format=json", "*/*"),
+            ("/ring.json", "*/*"),
+        ):
+            _, content_type, body = await pod.get(path, Accept=accept)
+            assert content_type.startswith("application/json")
+            tree = json.loads(body)
+            assert (tree["version"], tree["owners"]) == (7, layout(2).owners)
+            assert [row["stable_id"] for row in tree["members"]] == ["defender-0", "defender-1"]
+            assert tree["leader"]["pod_name"] == "a"
+
+    with_pod(test)
+
+
+def test_the_page_is_sound_markup_escapes_names_and_shows_what_is_wrong() -> None:
+    async def test(pod: Pod) -> None:
+        assert pod.view is not None
+        pod.view.layout = layout(3)
+        evil = beat("<script>x</script>", None, State.STANDBY, standby="<b>")
+        pod.view.see_beat(evil, age_s=1.0, now_s=100.0)
+        page = (await pod.get("/ring"))[2]
+        assert "<script>" not in page
+        assert "&lt;script&gt;" in page
+        assert "in the ring, and held by nobody: defender-2" in page
+        assert "in handoff" in page
+        tags = Tags()
+        tags.feed(page)
+        tags.close()
+        assert tags.open == []
+
+    with_pod(test)
+
+
+class Tags(HTMLParser):
+    """Checks that what is opened is closed, in order."""
+
+    VOID = frozenset({"meta"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_without_a_view_the_ring_is_empty_and_says_so() -> None:
+    async def test(pod: Pod) -> None:
+        pod.view = None
+        tree = json.loads((await pod.get("/ring.json"))[2])
+        assert (tree["version"], tree["unowned"]) == (0, [0, 1, 2, 3])
+        assert "no defender holds an ID: nothing is judged" in tree["trouble"]
+        assert (await pod.get("/ring"))[0] == 200
+
+    with_pod(test)
+
+
+def test_metrics_count_members_standbys_vacancies_and_partitions_in_trouble() -> None:
+    async def test(pod: Pod) -> None:
+        assert pod.view is not None
+        families = await pod.scrape()
+        members = values(families["defender_fleet_members"], "state")
+        assert {state: n for (state,), n in members.items() if n} == {"active": 2}
+        assert values(families["defender_partitions_unowned"]) == {(): 0}
+        assert values(families["defender_leader_known"]) == {(): 1}
+        assert values(families["defender_heartbeat_age_seconds"]) == {(): 1.5}
+        pod.now_ns += 5_000_000_000
+        pod.view.see_beat(beat("c", None, State.STANDBY, warm=True), age_s=0.0, now_s=105.0)
+        pod.view.layout = layout(3)
+        families = await pod.scrape()
+        members = values(families["defender_fleet_members"], "state")
+        assert {state: n for (state,), n in members.items() if n} == {"active": 1, "silent": 1}
+        assert values(families["defender_fleet_standbys"], "warm") == {("true",): 1, ("false",): 0}
+        assert values(families["defender_fleet_vacancies"]) == {(): 1}
+        theirs = len(layout(2).partitions_of("defender-0"))
+        assert values(families["defender_partitions_unowned"]) == {(): theirs}
+        pod.now_ns += 2_000_000_000
+        families = await pod.scrape()
+        trouble = values(families["defender_partitions_trouble_seconds"], "trouble")
+        assert trouble == {("unowned",): 2, ("unserved",): 0, ("doubly_owned",): 0}
+
+    with_pod(test)
+
+
+def test_metrics_tell_what_the_pod_handed_over_and_what_it_did_as_the_leader() -> None:
+    async def test(pod: Pod) -> None:
+        tally = pod.state.tally
+        tally.reassigned, tally.taken_over, tally.refused = 3, 2, 1
+        tally.handoffs["warm"] = 4
+        for gap_s in (0.004, 0.2, 99.0):
+            tally.unattended.observe(gap_s)
+        candidate = pod.state.leader = Candidate()
+        candidate.leading, candidate.commits, candidate.deposed = True, 7, 2
+        families = await pod.scrape()
+        assert values(families["defender_reassignments"]) == {(): 3}
+        assert values(families["defender_takeovers"]) == {(): 2}
+        outcomes = values(families["defender_handoffs"], "outcome")
+        assert outcomes == {("warm",): 4, ("cold",): 0, ("handed",): 0, ("released",): 0}
+        histogram = families["defender_unattended_seconds"]
+        samples = {
+            (s.name.removeprefix(histogram.name), s.labels.get("le")): s.value for s in histogram.samples
+        }
+        assert samples["_bucket", "0.01"] == samples["_bucket", "0.1"] == 1
+        assert samples["_bucket", "0.25"] == 2
+        assert samples["_bucket", "+Inf"] == samples["_count", None] == 3
+        assert samples["_sum", None] == pytest.approx(99.204)
+        assert values(families["defender_leader"]) == {(): 1}
+        assert (values(families["defender_commits"]), values(families["defender_fenced"])) == (
+            {(): 7},
+            {(): 2},
+        )
 
     with_pod(test)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from runtime.intake import Intake
 
-INBOX = b"_INBOX.x.3"
-
 
 def intake(position: int = 0, window: int = 64) -> Intake:
-    return Intake(3, "SAMPLES", "p3-e9", position, window, 30.0)
+    made = Intake(3, "SAMPLES", "p3-e9", position, window, 30.0)
+    made.inbox = b"_INBOX.x.3"
+    return made
 
 
 def deliver(found: Intake, *seqs: int) -> None:
@@ -18,19 +18,19 @@ def deliver(found: Intake, *seqs: int) -> None:
 
 def test_two_pulls_overlap_and_never_more_than_a_window_is_asked_for_or_in_hand() -> None:
     found = intake(window=64)
-    assert len(found.pulls(INBOX)) == 2
-    assert found.pulls(INBOX) == []
+    assert len(found.pulls()) == 2
+    assert found.pulls() == []
     deliver(found, *range(1, 33))
-    assert found.pulls(INBOX) == [], "half asked for, half in hand"
+    assert found.pulls() == [], "half asked for, half in hand"
     found.done(range(1, 33))
-    assert len(found.pulls(INBOX)) == 1
+    assert len(found.pulls()) == 1
 
 
 def test_what_a_pull_left_may_be_asked_for_again() -> None:
     found = intake(window=64)
-    found.pulls(INBOX)
+    found.pulls()
     found.pull_ended(32)
-    assert len(found.pulls(INBOX)) == 1
+    assert len(found.pulls()) == 1
 
 
 def test_the_position_stays_below_the_oldest_report_that_is_not_done() -> None:
@@ -58,3 +58,18 @@ def test_the_lag_is_what_the_server_still_has() -> None:
     found = intake()
     found.took(1, 1, 41)
     assert found.lag == 41
+
+
+def test_a_smaller_share_asks_for_no_more_until_what_is_asked_for_has_come() -> None:
+    """As partitions come, each one's share of what a worker holds shrinks; as they go, it grows."""
+    found = intake(window=128)
+    assert len(found.pulls()) == 2
+    found.resize(32)
+    deliver(found, *range(1, 65))
+    found.done(range(1, 65))
+    assert found.pulls() == [], "64 of the second pull are still to come"
+    deliver(found, *range(65, 129))
+    found.done(range(65, 129))
+    small = found.pulls()
+    assert len(small) == 2
+    assert b'"batch":16' in small[0]

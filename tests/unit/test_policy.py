@@ -411,6 +411,17 @@ def test_a_new_leader_finishes_a_cutover() -> None:
     assert [sorted(record.members) for _, record in fleet.commits()] == [named(30, 31)]
 
 
+def test_a_new_leader_takes_a_track_out_that_its_predecessor_left_in() -> None:
+    fleet = Fleet(0, settled=True)
+    fleet.claim(60, track="canary")
+    fleet.run(5)
+    assert fleet.members == named(0, 60)
+    fleet.policy = Policy(NAMES, fleet.limits)
+    fleet.see(tracks=Tracks(in_ring={"canary": False}))
+    fleet.run(2)
+    assert fleet.members == named(0)
+
+
 def test_a_canary_gets_the_named_chambers_and_others_stay_where_they_are() -> None:
     fleet = Fleet(0, 1, settled=True)
     fleet.claim(60, track="canary", joins=False)
@@ -444,8 +455,10 @@ def test_members_with_chambers_of_their_own_do_not_replace_the_others() -> None:
     fleet.see(tracks=Tracks(chambers={"canary": ["ETCH-01"]}))
     fleet.run(5)
     fleet.lose(0)
-    fleet.run(60)
-    assert fleet.members == named(0, 60)
+    fleet.run(30)
+    fleet.claim(61, track="canary")
+    fleet.run(30)
+    assert fleet.members == named(0, 60, 61)
 
 
 def test_a_changed_weight_is_committed() -> None:

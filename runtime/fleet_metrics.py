@@ -14,7 +14,6 @@ from typing import Final, Protocol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from runtime import fleet_report
 from runtime.fleet_report import SILENT
 from runtime.fleet_snapshot import Snapshot
 from runtime.fleet_watch import FleetWatch
@@ -145,11 +144,13 @@ def _of_members(snapshot: Snapshot) -> Iterator[Metric]:
     for state in (*(state.value for state in State), SILENT):
         members.add_metric([state], states[state])
     yield members
-    standbys = GaugeMetricFamily("defender_fleet_standbys", "Pods without an ID.", labels=["warm"])
-    rows = fleet_report.standbys(snapshot)
+    standbys = GaugeMetricFamily("defender_fleet_standbys", "Pods that wait for an ID.", labels=["warm"])
+    waiting = [beat for beat in snapshot.standbys if beat.state is State.STANDBY]
     for warm in (True, False):
-        standbys.add_metric([str(warm).lower()], sum(row.warm is warm for row in rows))
+        standbys.add_metric([str(warm).lower()], sum(beat.warm is warm for beat in waiting))
     yield standbys
+    drained = sum(beat.state is State.DRAINED for beat in snapshot.standbys)
+    yield _gauge("defender_fleet_drained", "Pods that an operator has idle.", drained)
     vacancies = len(snapshot.vacancies)
     yield _gauge("defender_fleet_vacancies", "Stable IDs in the ring that nobody holds.", vacancies)
 

@@ -99,7 +99,7 @@ def limits_of(settings: Settings) -> Limits:
 
 
 class Leader:
-    """One pod's candidature and, when it won, its leading. `begin` it once, end it with `resign`.
+    """One pod's candidature and, when it won, its leading. `begin` and `resign` may alternate.
 
     *session* tells this process from others; while *eligible* is false the pod does not lead. *clock* is
     monotonic, and must be the view's.
@@ -161,7 +161,9 @@ class Leader:
         )
 
     def begin(self) -> None:
-        """Stand for election from now on, and lead when it is won."""
+        """Stand for election from now on, and lead when it is won. Without effect if it does already."""
+        if self._tasks:
+            return
         self._unsubscribe = self._view.subscribe(self._notice)
         loop = asyncio.get_running_loop()
         self._tasks = [
@@ -176,9 +178,11 @@ class Leader:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(RESIGN_S_MAX):
                 await self._give_up_key()
+        except TimeoutError:
+            _LOG.warning("leader's key not deleted; it expires", cause="the server did not answer")
 
     # --- the lease ------------------------------------------------------------------------------
 

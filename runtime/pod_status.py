@@ -28,7 +28,7 @@ class PodStatus:
         self.settings, self.board, self.session = settings, board, session
         self.state = State.STARTING
         self.standby = ""
-        self.warm = False
+        self.loaded = False
         """Whether the kernels are loaded."""
         self.served = False
         """Whether it was ready once as a holder."""
@@ -62,6 +62,16 @@ class PodStatus:
     def stable_id(self) -> str | None:
         return self.lease.stable_id if self.lease is not None else None
 
+    @property
+    def warm(self) -> bool:
+        """Whether it could take over at once: a standby an ID, a holder outside the ring its partitions."""
+        if not self.loaded or self.state is not State.ACTIVE:
+            return self.loaded
+        return self.steward is not None and self._workers_ready() and not self.steward.not_copied()
+
+    def _workers_ready(self) -> bool:
+        return self.pool is not None and all(h.state is WorkerState.READY for h in self.pool.handles)
+
     # --- probes ---------------------------------------------------------------------------------
 
     def live(self) -> list[str]:
@@ -69,7 +79,7 @@ class PodStatus:
         return []
 
     def started(self) -> list[str]:
-        if self.served or (self.state is State.STANDBY and self.warm):
+        if self.served or (self.state is State.STANDBY and self.loaded):
             return []
         return self.ready() or ["the workers have not served yet"]
 
@@ -84,7 +94,7 @@ class PodStatus:
             why.append("no stable ID is claimed yet")
         if self.state in (State.DRAINING, State.LEAVING):
             why.append(self.state.value)
-        if self.state is State.STANDBY and not self.warm:
+        if self.state is State.STANDBY and not self.loaded:
             why.append("the kernels are being loaded")
         if self.state is State.ACTIVE:
             why += self._not_serving()
@@ -105,6 +115,8 @@ class PodStatus:
             why.append("no ring is committed yet")
         elif stable_id not in layout.members and (claim is None or claim.value.joins):
             why.append(f"{stable_id} is not in the ring yet")
+        if missing := steward.not_copied():
+            why.append(f"{missing} partitions are not copied yet, for a cutover")
         if unserved := steward.not_served():
             why.append(f"{len(unserved)} partitions are not served yet, the first is {unserved[0]}")
         return why

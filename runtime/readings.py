@@ -12,7 +12,7 @@ a successor of this worker drops them, and they are the first to leave when live
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any, Final
 
 from runtime import arena as arenas
@@ -22,8 +22,8 @@ from runtime.rebuild import Rebuild
 
 READS_MAX: Final = 4
 """Partitions to be served that are read at the same time; of each up to 8 MB are under way."""
-REST_RATIO: Final = 2.0
-"""Of a copy's rest to the work before it: it takes a third of the loop's time at most."""
+DUTY_MAX: Final = 1 / 3
+"""Of the loop's time, for all copies ahead, while anything is served."""
 
 
 class _Copy:
@@ -45,6 +45,7 @@ class Readings:
         self._copies: dict[int, _Copy] = {}
         self._reads = asyncio.Semaphore(READS_MAX)
         self._ahead = asyncio.Semaphore(copies_max)
+        self._copying = 0
 
     def has_copy(self, partition: int) -> bool:
         """Whether it is copied, or will be."""
@@ -56,25 +57,36 @@ class Readings:
         is_read = arena.partitions[partition] != arenas.UNREAD
         return bool(before and is_read and int(arena.epochs[partition]) == before)
 
-    def copy(self, partition: int) -> Coroutine[Any, Any, int | None]:
-        """Begins anew to read a partition ahead; the result, to be waited for by a task of its own, is how
-        many reports it put into memory, or None when it was not wanted any more."""
+    def plan_copy(self, partition: int) -> None:
+        """The partition is to be copied, anew if it was; `copy` does it."""
         self._cache.forget(partition)
-        copy = self._copies[partition] = _Copy(Rebuild(self._cache, partition))
-        return self._copy(partition, copy)
+        self._copies[partition] = _Copy(Rebuild(self._cache, partition))
 
-    async def _copy(self, partition: int, copy: _Copy) -> int | None:
+    async def copy(self, partition: int) -> int | None:
+        """Reads a planned partition ahead, in a task of its own; how many reports it put into memory, or
+        None when it was not wanted any more."""
+        copy = self._copies.get(partition)
+
         async def rest(worked_s: float) -> None:
+            assert copy is not None
             is_beside = self._is_live() and not copy.is_urgent
-            await asyncio.sleep(REST_RATIO * worked_s if is_beside else 0.0)
+            await asyncio.sleep(self._rest_ratio() * worked_s if is_beside else 0.0)
 
         async with self._ahead:
-            if self._copies.get(partition) is not copy:
+            if copy is None or self._copies.get(partition) is not copy:
                 return None
             copy.task = asyncio.current_task()
-            loaded = await self._history.load_partition(partition, copy.rebuild.take, rest=rest)
+            self._copying += 1
+            try:
+                loaded = await self._history.load_partition(partition, copy.rebuild.take, rest=rest)
+            finally:
+                self._copying -= 1
         copy.last = loaded.last
         return copy.rebuild.reports
+
+    def _rest_ratio(self) -> float:
+        """Of each copy's rest to its work, so that all of them together keep to DUTY_MAX."""
+        return self._copying / DUTY_MAX - 1.0
 
     async def ready(self, partition: int) -> int:
         """Returns when all of the partition that is stored is in memory; how many reports it read now."""

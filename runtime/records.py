@@ -95,10 +95,8 @@ class Layout:
                 ring = Ring(members, record.partitions, only=partitions, algorithm=record.algorithm)
                 self._rings.update(dict.fromkeys(partitions, ring))
         rest = [p for p in range(record.partitions) if p not in self._rings]
-        if self._rings:
-            self._main = Ring(main, record.partitions, only=rest, algorithm=record.algorithm)
-        else:
-            self._main = Ring(main, record.partitions, algorithm=record.algorithm)
+        only = rest if self._rings else None
+        self._main = Ring(main, record.partitions, only=only, algorithm=record.algorithm)
 
     @property
     def version(self) -> int:

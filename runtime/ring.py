@@ -10,22 +10,25 @@ a new number in `ALGORITHM`; members that know different numbers would disagree.
 2. *Even draws*: the stable IDs ``defender-0``, ``defender-1``, ... are filled from below, so the rings that
    occur are mostly the first N of them, or those with a few missing. Their draws are corrected in order of
    their numbers: each wins of the lower ones just what keeps the ring of the first N even (all loads
-   floor or ceil of the mean), by the fewest corrections, each drawn anew on the other side of the best draw
-   so far. With one missing, or others beside them, they are draws like any.
+   floor or ceil of the mean); where it does not, it draws anew above or below the best draw so far. With some
+   missing, or with others beside them, they are draws like any.
 3. *Bounded loads* (the bound of Mirrokni, Thorup and Zadimoghaddam, 2018): nobody has more than
    ceil(1.1 x its share by weight). A full member keeps those partitions that it drew lowest for; the others
    go on to their next lowest member. This is deferred acceptance (Gale and Shapley, 1962): the result does
    not depend on any order, unlike the walk round a circle in the order of partitions.
 
-Partitions moved by a join or a leave, over partitions x members changed / members, on average, beside the
-same bound on a circle of 128 virtual nodes (bench/test_ring.py):
+What a join (of the next number) and a leave (of any) move on average, in units of partitions x members
+changed / members, beside the same bound on a circle of 128 virtual nodes (bench/test_ring.py):
 
-    =====================================  ==========  ==========  ===========  ============
-    partitions, members                    64, 8       256, 30     1,024, 200   256, 30 → 45
-    =====================================  ==========  ==========  ===========  ============
-    this ring                              FIGURES
-    circle with bounded loads
-    =====================================  ==========  ==========  ===========  ============
+    =====================  ============  ============  =============  ==============  ==============
+    partitions, members    64, 2-5       64, 6-10      256, 28-32     256, 30 → 45    1,024, 200
+    =====================  ============  ============  =============  ==============  ==============
+    this ring              0.96, 1.01    0.95, 1.00    0.94, 1.01     0.98            1.11, 1.40
+    circle                 1.05, 1.07    1.31, 1.39    1.77, 1.73     1.11            1.64, 1.45
+    =====================  ============  ============  =============  ==============  ==============
+
+Beside even draws (other names, numbers that start at 30, mixed weights) it is 1.0-1.4, and a newcomer gets
+90-105 % of its share. The first ring of 1,024 partitions and 200 members takes 34-46 ms, the next one 13.
 """
 
 from __future__ import annotations
@@ -41,7 +44,6 @@ from functools import cached_property, lru_cache
 from heapq import heapify, heappush, heappushpop
 from itertools import compress
 from operator import lt
-from threading import Lock
 from typing import Final, NamedTuple
 
 ALGORITHM: Final = 1
@@ -267,7 +269,10 @@ def _even_draws(partitions: int) -> _EvenDraws:
 
 
 class _EvenDraws:
-    """The draws of the numbered members, made as far as they are asked for and kept for the next ring."""
+    """The draws of the numbered members, made as far as they are asked for and kept for the next ring.
+
+    Not for several threads at once: a process makes its rings in one.
+    """
 
     def __init__(self, partitions: int) -> None:
         self._partitions = partitions
@@ -275,13 +280,11 @@ class _EvenDraws:
         self._best = list(self._draws[0])
         self._owner = [0] * partitions
         self._held = [set(range(partitions))]
-        self._lock = Lock()
 
     def of(self, number: int) -> Sequence[int]:
         """The draws of ``defender-<number>``."""
-        with self._lock:
-            while len(self._draws) <= number:
-                self._join()
+        while len(self._draws) <= number:
+            self._join()
         return self._draws[number]
 
     def _join(self) -> None:

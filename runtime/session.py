@@ -139,8 +139,8 @@ class Session:
         """Reads the history of these ahead, which others serve yet. `Copied` tells of each."""
         for partition in partitions:
             if partition not in self._intakes and not self._readings.has_copy(partition):
-                reading = self._readings.copy(partition)
-                self._coming[partition] = self._start(self._copy(partition, reading), self._beside)
+                self._readings.plan_copy(partition)
+                self._coming[partition] = self._start(self._copy(partition), self._beside)
 
     def forget(self, partitions: Iterable[int]) -> None:
         """Drops what is in memory of these, unless they are assigned."""
@@ -224,8 +224,8 @@ class Session:
 
     # --- a partition comes and goes -------------------------------------------------------------
 
-    async def _copy(self, partition: int, reading: Coroutine[Any, Any, int | None]) -> None:
-        reports = await reading
+    async def _copy(self, partition: int) -> None:
+        reports = await self._readings.copy(partition)
         if reports is not None:
             self._counters.add(Counter.REBUILT_REPORTS, reports)
             self._say(pipes.Copied(self.number, partition, reports))

@@ -123,6 +123,16 @@ class Steward:
             or (part.phase is Phase.SERVING and partition not in handles[part.worker].serving)
         ]
 
+    def not_copied(self) -> int:
+        """How many of the partitions that will be ours after a cutover are not copied yet."""
+        prospect = self._outlook.prospect
+        if prospect is None:
+            return 0
+        parts = self.handoffs.parts
+        wanted = prospect.partitions_of(self.handoffs.me.stable_id)
+        copied = sum(p in parts and parts[p].warm for p in wanted)
+        return len(wanted) - copied
+
     async def answer(self, request: control.Yield) -> control.Answer:
         """To another pod that is warm and asks for a partition."""
         layout = self._view.layout

@@ -84,7 +84,7 @@ class Supervisor:
         self._steering: asyncio.Task[None] | None = None
         self._spec_revision: int | None = None
         self._reserved = False
-        self._loaded = False
+        self._told_warm = False
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._drained = asyncio.Event()
@@ -170,7 +170,7 @@ class Supervisor:
     async def _load(self) -> None:
         """A standby is warm when the kernels are loaded."""
         await fork.server_loaded()
-        self._loaded = self.status.warm = True
+        self.status.loaded = True
         if self._heart is not None and self.status.state is State.STANDBY:
             await self._patiently(self._heart.beat_now)
 
@@ -271,6 +271,9 @@ class Supervisor:
 
     def _note_ready(self) -> None:
         status = self.status
+        if status.warm is not self._told_warm:
+            self._told_warm = status.warm
+            self._start(self._beat())
         if not status.served and status.state is State.ACTIVE and not status.ready():
             status.served = True
             self._log.info("ready", rebuilt_reports=status.rebuilt_reports, since_start_ms=since_start_ms())
@@ -308,7 +311,7 @@ class Supervisor:
 
     def _succeed(self, request: control.Succeed) -> control.Answer:
         status = self.status
-        if status.state is not State.STANDBY or not self._loaded or self._stop.is_set():
+        if status.state is not State.STANDBY or not self.status.loaded or self._stop.is_set():
             return Refused(f"is {status.state.value}")
         if self._reserved or self._claimant is None:
             return Refused("accepted another ID a moment ago")

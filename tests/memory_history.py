@@ -67,7 +67,7 @@ class MemoryHistory:
 
     def __init__(self, names: Names, depth: int, rows_at_once: int = 7) -> None:
         self.verdicts = MemoryStream(names.verdicts, depth)
-        self._names, self._rows_at_once = names, rows_at_once
+        self._names, self.rows_at_once = names, rows_at_once
 
     async def append(self, verdicts: Sequence[Message]) -> None:
         """Appending is publishing, as with JetStream."""
@@ -77,8 +77,8 @@ class MemoryHistory:
     ) -> Loaded:
         rows = self.verdicts.kept_after(self._names.verdict(partition, ""), after or 0)
         given, last = 0, after or 0
-        for first in range(0, len(rows), self._rows_at_once):
-            some = rows[first : first + self._rows_at_once]
+        for first in range(0, len(rows), self.rows_at_once):
+            some = rows[first : first + self.rows_at_once]
             given, last = given + len(some), some[-1][0]
             if not take([decode_stored(payload) for _, payload in some]):
                 break

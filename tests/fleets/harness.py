@@ -26,6 +26,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 from fleet import connected, settings_for, until
 
+from runtime.bucket import Bucket
 from runtime.config import Identity, Settings
 from runtime.embedded import NatsServer
 from tests.fleets.controllers import Controller, Departure, Deployment, StatefulSet
@@ -123,6 +124,14 @@ class Fleet:
             raise AssertionError(f"defender {' '.join(argv)} hangs:\n{output.decode()}") from None
         assert process.returncode == 0, f"defender {' '.join(argv)}: {process.returncode}\n{output.decode()}"
         return output.decode()
+
+    async def leader(self) -> str:
+        """The UID of the pod that leads."""
+        bucket = Bucket(self.outside.connection, self.settings.nats_kv_leader, random=self._random)
+        entry = await bucket.get("leader")
+        assert entry is not None, "nobody leads"
+        assert entry.value is not None, "nobody leads"
+        return str(msgspec.json.decode(entry.value)["pod_uid"])
 
     # --- load and figures -------------------------------------------------------------------------
 

@@ -25,13 +25,14 @@ from runtime.bus import Connection
 from runtime.cli import guarded
 from runtime.cli.app import execute
 from runtime.cli.reading import Record, Start, bounds, read
-from runtime.cli.status import _consumers
+from runtime.cli.snapshot import consumers_of
 from runtime.config import Settings
 from runtime.embedded import NatsServer
-from runtime.identity import Claimant
+from runtime.identity import Claim
 from runtime.membership import Heart, Heartbeat, Load, State
 from runtime.ownership import Ownership
 from runtime.ownership_record import Owner
+from runtime.records import Member, RingRecord
 from runtime.specs import ChartSpec
 from runtime.wire import Verdict
 
@@ -357,19 +358,28 @@ def test_adopting_takes_the_centre_lines_of_frozen_charts_in_phase_two_and_no_ot
 
 
 async def take_part(connection: Connection, settings: Settings) -> None:
-    """What a defender with one ID writes: its claim, its heartbeat, its partitions."""
-    random = Random(1)
-    ids = Bucket(connection, settings.nats_kv_stable_ids, random=random)
-    lease = await Claimant(ids, settings, random=random).claim()
+    """What a defender with one ID writes, and the leader: claim, ring, partitions but one, heartbeat."""
+    random, now, stable_id = Random(1), datetime.now(UTC), "defender-0"
+    pod = (settings.pod_uid, settings.pod_name, settings.track, settings.revision)
 
     def beat() -> Heartbeat:
-        now, load = datetime.now(UTC), Load(workers=2, slots_used=1, slots_total=4)
-        pod = (settings.pod_uid, settings.pod_name, settings.track, settings.revision)
-        return Heartbeat(*pod, State.ACTIVE, now, lease.stable_id, load=load)
+        load = Load(workers=2, slots_used=1, slots_total=4)
+        served = list(range(settings.partitions - 1))
+        return Heartbeat(*pod, State.ACTIVE, now, stable_id, partitions=served, load=load)
 
-    await Heart(Bucket(connection, settings.nats_kv_heartbeats, random=random), beat, every_s=2).beat_now()
-    owner = Owner(lease.stable_id, settings.pod_uid)
+    for bucket, key, value in (
+        (settings.nats_kv_stable_ids, stable_id, Claim(stable_id, *pod, now, "s")),
+        (
+            settings.nats_kv_assignments,
+            "ring",
+            RingRecord(1, settings.partitions, {stable_id: Member("stable")}),
+        ),
+        (settings.nats_kv_leader, "leader", {"pod_name": settings.pod_name, "term": 1}),
+    ):
+        await Bucket(connection, bucket, random=random).put(key, msgspec.json.encode(value))
+    owner = Owner(stable_id, settings.pod_uid)
     await Ownership(connection, settings, owner, random=random).take_over(range(settings.partitions - 1))
+    await Heart(Bucket(connection, settings.nats_kv_heartbeats, random=random), beat, every_s=2).beat_now()
 
 
 def test_consumers_are_read_page_by_page(cli: Cli) -> None:
@@ -379,7 +389,7 @@ def test_consumers_are_read_page_by_page(cli: Cli) -> None:
         request = {"stream_name": stream, "config": config}
         for _ in range(300):
             await connection.api(f"CONSUMER.CREATE.{stream}", request)
-        return len([consumer async for consumer in _consumers(connection, stream)])
+        return len([consumer async for consumer in consumers_of(connection, stream)])
 
     assert cli.with_server(count) == 300, "a page has 256"
 
@@ -408,7 +418,7 @@ def test_status_and_where_show_who_holds_what_as_the_buckets_have_it(cli: Cli) -
     assert sum(p["waiting"] for p in tree["partitions"]) == 10 * len(served)
     code, out, _ = cli("status", "--partitions")
     assert code == 0
-    assert len(out.splitlines()) == 1 + 2 + 1 + 65
+    assert len([line for line in out.splitlines() if " owned " in line and "pod-1" in line]) == 63
     (place,) = cli.json("where", "E-3")
     partition = settings.names.partition_of("E-3")
     assert (place["partition"], place["owner_by_ring"], place["row"]["waiting"]) == (

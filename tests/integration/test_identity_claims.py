@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from random import Random
@@ -14,10 +15,10 @@ import pytest
 from fleet import connected, settings_for, until
 
 from runtime.bucket import Bucket
-from runtime.bus import Connection
+from runtime.bus import Connection, NoAnswer
 from runtime.config import Settings
 from runtime.embedded import NatsServer
-from runtime.errors import Fenced, SettingsError
+from runtime.errors import Fenced, ResourceDiffers, SettingsError
 from runtime.fleet_view import FleetView
 from runtime.identity import Claim, Claimant, Lease, LeaseState, Standby
 from runtime.membership import Heart, Heartbeat, State
@@ -432,3 +433,87 @@ async def test_a_release_in_the_midst_of_a_renewal_gives_the_id_back_all_the_sam
         await bucket_of(connection, settings).put(lease.stable_id, msgspec.json.encode(lease.claim))
         await lease.release()
         assert await stored_claim(connection, settings, lease.stable_id) is None
+
+
+class Racing(Bucket):
+    """A bucket in which something happens right before or after the *nth* update."""
+
+    before: Callable[[], Awaitable[object]] | None = None
+    after: Callable[[], object] | None = None
+    nth = 1
+    updates = 0
+
+    async def update(self, key: str, value: bytes, revision: int) -> int:
+        self.updates += 1
+        if self.before is not None and self.updates == self.nth:
+            await self.before()
+        stored = await super().update(key, value, revision)
+        if self.after is not None and self.updates == self.nth:
+            self.after()
+        return stored
+
+
+@asynccontextmanager
+async def racing(settings: Settings, **more: Any) -> AsyncIterator[tuple[Racing, Lease, Claim]]:
+    """A lease on a bucket of one's own making, and the claim of its successor."""
+    async with connected(settings) as connection:
+        await ensure(connection, settings)
+        bucket = Racing(connection, settings.nats_kv_stable_ids, random=Random(1), timeout_s=0.5)
+        mine = Claim("defender-0", "uid-a", "a", "stable", "r1", datetime.now(UTC), "s-a")
+        revision = await bucket.put("defender-0", msgspec.json.encode(mine))
+        lease = Lease(bucket, mine, revision, time.monotonic(), settings, clock=time.monotonic, **more)
+        yield bucket, lease, msgspec.structs.replace(mine, pod_uid="uid-b", pod_name="b", session="s-b")
+
+
+async def test_a_lease_that_another_takes_while_it_is_passed_on_is_fenced(settings: Settings) -> None:
+    async with racing(settings) as (bucket, lease, heir):
+        thief = msgspec.json.encode(msgspec.structs.replace(heir, pod_uid="uid-x", pod_name="thief"))
+        bucket.nth, bucket.before = 2, lambda: bucket.put("defender-0", thief)
+        with pytest.raises(Fenced, match="thief"):
+            await lease.pass_on(heir)
+        assert lease.state is LeaseState.FENCED
+
+
+async def test_a_lease_deposed_while_it_is_passed_on_is_fenced(settings: Settings) -> None:
+    async with racing(settings) as (bucket, lease, heir):
+        bucket.nth, bucket.before = 2, lambda: bucket.change("defender-0", lambda _: None)
+        with pytest.raises(Fenced, match="deleted"):
+            await lease.pass_on(heir)
+
+
+async def test_a_passing_on_whose_answer_was_lost_is_found_to_have_happened(settings: Settings) -> None:
+    def lose() -> None:
+        raise NoAnswer("lost")
+
+    async with racing(settings) as (bucket, lease, heir):
+        bucket.nth, bucket.after = 2, lose
+        assert await lease.pass_on(heir)
+        assert lease.state is LeaseState.PASSED
+        entry = await bucket.get("defender-0")
+        assert entry is not None
+        assert entry.value == msgspec.json.encode(heir)
+        assert entry.revision == lease.revision
+
+
+async def test_a_missing_bucket_is_repaired_once_in_the_time_between_two_renewals(settings: Settings) -> None:
+    repairs: list[int] = []
+
+    async def repair() -> None:
+        repairs.append(1)
+
+    async with racing(settings, repair=repair) as (bucket, lease, heir):
+        await bucket._connection.api(f"STREAM.DELETE.KV_{bucket.name}")
+        assert not await lease.pass_on(heir)
+        assert not await lease.pass_on(heir)
+        assert len(repairs) == 1
+        assert lease.state is LeaseState.HELD
+
+
+async def test_a_repair_that_fails_costs_the_lease_only_at_its_deadline(settings: Settings) -> None:
+    async def repair() -> None:
+        raise ResourceDiffers("the bucket cannot be made")
+
+    async with racing(settings, repair=repair) as (bucket, lease, heir):
+        await bucket._connection.api(f"STREAM.DELETE.KV_{bucket.name}")
+        assert not await lease.pass_on(heir)
+        assert lease.state is LeaseState.HELD

@@ -85,7 +85,7 @@ class Copying:
 
     rebuild: Rebuild
     last: int | None = None
-    portions: int = 0
+    ended: bool = False
 
 
 @dataclass
@@ -279,13 +279,16 @@ class Worker:
             self.cache.forget(partition)
             copying = self.copies[partition] = Copying(Rebuild(self.cache, partition))
 
+        if copying.ended:
+            return False
+
         def one_portion(rows: list[StoredVerdict]) -> bool:
             copying.rebuild.take(rows)
             return False
 
         loaded = now(self.history.load_partition(partition, one_portion, after=copying.last))
-        copying.last = loaded.last
-        return loaded.reports > 0
+        copying.last, copying.ended = loaded.last, loaded.reports < self.history.rows_at_once
+        return True
 
     def forget_copy(self, partition: int) -> None:
         """The partition will not come after all."""

@@ -31,7 +31,7 @@ class Kept:
             return False
         if process.state is State.ACTIVE:
             duties = process.duties
-            return duties is not None and all(p in duties.served for p in duties.handoffs.parts)
+            return duties is not None and duties.serves_all()
         return process.state is State.STANDBY
 
 

@@ -360,5 +360,10 @@ class Duties:
         elif word == "serves":
             self.served.add(partition)
 
+    def serves_all(self) -> bool:
+        """Whether everything that is ours is served."""
+        parts = self.handoffs.parts.items()
+        return all(p in self.served for p, part in parts if part.phase in (Phase.ACQUIRING, Phase.SERVING))
+
     def is_empty(self) -> bool:
         return not self.handoffs.count(Phase.SERVING, Phase.YIELDING, Phase.ACQUIRING)

@@ -134,6 +134,8 @@ def _bucket_lost(world: World, fault: Fault) -> None:
     bucket = (CLAIMS, BEATS, ASSIGNMENTS, LEADER)[int(fault.extra * 4)]
     world.note(f"bucket {bucket} is made anew")
     world.server.lose(bucket)
+    if bucket == ASSIGNMENTS:
+        world.watch.on_lost()
 
 
 def _commit_crash(world: World, fault: Fault) -> None:

@@ -220,7 +220,7 @@ class Server:
     def owner(self, partition: int) -> tuple[Record, int] | None:
         """The partition's record and its epoch."""
         stored = self.buckets[ASSIGNMENTS].stored.get(f"partition.{partition}")
-        if stored is None:
+        if stored is None or stored.value is None:
             return None
         return stored.value, stored.value.epoch or stored.revision
 

@@ -229,11 +229,10 @@ class View:
     def _take_assignment(self, key: str, value: Any, revision: int, arrived_s: float) -> None:
         if key.startswith("partition."):
             partition = int(key[10:])
-            if value is None:
-                self.records.pop(partition, None)
+            if revision:
+                self.records[partition] = Standing(value or Record(), revision)
             else:
-                record: Record = value
-                self.records[partition] = Standing(record, revision)
+                self.records.pop(partition, None)
         elif key == "ring":
             self.ring_revision = revision
             if value is not None:

@@ -57,8 +57,10 @@ values = st.one_of(
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
         max_leaves=5,
     ).map(msgspec.json.encode),
-    st.builds(damaged, st.sampled_from([msgspec.json.encode(g) for g in GOOD]), st.integers(0), st.integers(0, 255)),
-)  # fmt: skip
+    st.builds(
+        damaged, st.sampled_from([*map(msgspec.json.encode, GOOD)]), st.integers(0), st.integers(0, 255)
+    ),
+)
 events = st.lists(
     st.tuples(
         st.sampled_from(["claim", "beat", "assignment", "leader"]),

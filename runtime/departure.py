@@ -32,8 +32,11 @@ if TYPE_CHECKING:
 
 RELEASE_S: Final = 1.5
 """Of the time to leave, what is kept for draining and releasing what nobody asked for."""
+MARGIN_S: Final = 0.5
+"""Before the end of a lease that is passed on, when everything must be released."""
 STARTING_S: Final = 3.0
 """Of the time to leave, what must be left for a successor that is still starting to be waited for."""
+STAYING: Final = (State.STARTING, State.STANDBY, State.ACTIVE)
 _LOG = log.get("departure")
 
 
@@ -64,7 +67,9 @@ class Departure:
         hand_over_s = deadline_s - RELEASE_S
         if self._hands_over():
             if self._settings.identity is Identity.CLAIM and await self._pass_on(hand_over_s):
-                await self._wait_empty(hand_over_s)
+                # The lease that we have is the last one.
+                deadline_s = min(deadline_s, self._lease.deadline_s - MARGIN_S)
+                await self._wait_empty(deadline_s - RELEASE_S)
             elif self._settings.identity is Identity.POD or not self._is_updating():
                 await self._enter(State.LEAVING)
                 await self._wait_empty(hand_over_s)
@@ -91,8 +96,14 @@ class Departure:
         """Whether there is anything to hand over and anybody to take it."""
         if self._settings.identity is Identity.ORDINAL:
             return False  # the successor has our name, and starts when we are gone
-        others = set(self._view.beats) - {self._settings.pod_uid}
-        return bool(others) and bool(self._steward.serving)
+        return self._anybody_stays() and bool(self._steward.serving)
+
+    def _anybody_stays(self) -> bool:
+        """Whether there are pods that do not leave, too."""
+        return any(
+            uid != self._settings.pod_uid and seen.value.state in STAYING
+            for uid, seen in self._view.beats.items()
+        )
 
     def _is_updating(self) -> bool:
         """Whether pods of another revision of our track are around: our replacement comes."""
@@ -115,7 +126,7 @@ class Departure:
             starting = self._is_starting() and now_s < hand_over_s - STARTING_S
             if now_s >= patience_s and not starting:
                 return False
-            if not self._steward.serving and not starting:
+            if not self._anybody_stays():
                 return False
             await asyncio.sleep(0.05)
             if now_s >= patience_s:
@@ -177,8 +188,11 @@ class Departure:
 
     async def _wait_empty(self, hand_over_s: float) -> None:
         """Until everything is taken, or the time is over."""
+        emptied = asyncio.create_task(self._steward.empty())
         try:
-            async with asyncio.timeout(max(0.0, hand_over_s - time.monotonic())):
-                await self._steward.empty()
-        except TimeoutError:
+            while not emptied.done() and time.monotonic() < hand_over_s and self._anybody_stays():
+                await asyncio.wait([emptied], timeout=0.1)
+        finally:
+            emptied.cancel()
+        if self._steward.serving:
             _LOG.warning("not everything was asked for in time", partitions=self._steward.serving)

@@ -169,11 +169,19 @@ class Ownership:
         return released, revision
 
     async def release_all(self, positions: Mapping[int, int]) -> None:
-        """Give back all that is held; *positions* by partition, where they rose since the acquisition."""
-        await _each(
-            lambda one: self.release(one.partition, positions.get(one.partition, one.position)),
-            [held.acquired for held in self.held.values()],
-        )
+        """Give back all that is held; *positions* by partition, where they rose since the acquisition.
+
+        What another has acquired meanwhile is left to it.
+        """
+
+        async def give_back(one: Acquired) -> None:
+            try:
+                await self.release(one.partition, positions.get(one.partition, one.position))
+            except Fenced as error:
+                self.held.pop(one.partition, None)
+                _LOG.warning("not released", partition=one.partition, cause=str(error))
+
+        await _each(give_back, [held.acquired for held in self.held.values()])
 
     async def disown(self, partition: int, record: Record, revision: int) -> None:
         """Release a record that names us although we hold nothing of it (a process before us did)."""

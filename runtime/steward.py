@@ -157,6 +157,9 @@ class Steward:
 
     def on_lost(self, handle: WorkerHandle) -> None:
         """A worker's session ended, or its process: what it had is planned anew."""
+        for partition, part in self.handoffs.parts.items():
+            if part.worker == handle.index and part.assigned and part.phase is Phase.SERVING:
+                self.ownership.held.pop(partition, None)
         for partition in self.handoffs.worker_lost(handle.index):
             finishing = self._finishing.get(partition)
             if finishing is not None and not finishing.done():

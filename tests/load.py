@@ -268,7 +268,8 @@ async def read_stream(connection: Connection, stream: str) -> list[Stored]:
     )
     info = await connection.api(f"STREAM.INFO.{stream}")
     wanted = int(info["state"]["messages"])
-    await until(lambda: len(found) >= wanted, what=f"{wanted} messages of {stream}")
+    deadline_s = 10.0 + wanted / 1_000
+    await until(lambda: len(found) >= wanted, deadline_s=deadline_s, what=f"{wanted} messages of {stream}")
     await connection.api(f"CONSUMER.DELETE.{stream}.{created['name']}")
     await connection.untap(sid)
     return found

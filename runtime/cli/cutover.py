@@ -68,7 +68,7 @@ def objections(snapshot: Snapshot, track: str) -> list[str]:
         claim
         for claim in alive
         for beat in [snapshot.heartbeats[claim.pod_uid]]
-        if beat.state is State.ACTIVE 
+        if beat.state is State.ACTIVE and (beat.warm or claim.stable_id in members)
     ]
     found = []
     if not alive:

@@ -48,6 +48,7 @@ class Ingest:
             self.intakes[one.partition] = Intake(
                 one.partition, names.samples_stream(one.partition), one.consumer, one.position, window, 30.0
             )
+            self.intakes[one.partition].inbox = b"%b.%d" % (self.inbox, one.partition)
         await self.connection.tap(f"{self.inbox.decode()}.*", self.deliver)
         self.pull(list(self.intakes.values()))
         await self.over.wait()
@@ -94,7 +95,7 @@ class Ingest:
         self.pump()
 
     def pull(self, intakes: list[Intake]) -> None:
-        frames = [f for i in intakes for f in i.pulls(b"%b.%d" % (self.inbox, i.partition))]
+        frames = [f for i in intakes for f in i.pulls()]
         if frames:
             self.connection.write(b"".join(frames))
 
@@ -107,7 +108,7 @@ async def read(connection: Connection, settings: Settings, first: int, step: int
 
     async def one(partition: int) -> int:
         async with gate:
-            return await history.load_partition(partition, lambda _: True)
+            return (await history.load_partition(partition, lambda _: True)).reports
 
     begun = time.perf_counter()
     counts = await asyncio.gather(*(one(p) for p in range(first, settings.partitions, step)))

@@ -157,7 +157,7 @@ def _of_members(snapshot: Snapshot) -> Iterator[Metric]:
 
 def _histogram(name: str, meaning: str, counted: Histogram) -> Metric:
     bounds = [*map(str, counted.bounds_s), "+Inf"]
-    buckets = list(zip(bounds, map(float, counted.counts), strict=True))
+    buckets = list(zip(bounds, map(float, accumulate(counted.counts)), strict=True))
     return HistogramMetricFamily(name, meaning, buckets=buckets, sum_value=counted.sum_s)
 
 

@@ -51,6 +51,11 @@ class Readings:
         """Whether it is copied, or will be."""
         return partition in self._copies
 
+    def is_copying(self, partition: int) -> bool:
+        """Whether it is being copied or refreshed, or waits for that."""
+        copy = self._copies.get(partition)
+        return copy is not None and (copy.task is None or not copy.task.done())
+
     def is_kept(self, partition: int, before: int) -> bool:
         """Whether memory still holds all of a partition that was served with the epoch *before* last."""
         arena = self._cache.arena
@@ -63,8 +68,8 @@ class Readings:
         self._copies[partition] = _Copy(Rebuild(self._cache, partition))
 
     async def copy(self, partition: int) -> int | None:
-        """Reads a planned partition ahead, in a task of its own; how many reports it put into memory, or
-        None when it was not wanted any more."""
+        """Reads a planned partition ahead, or what came since it was copied, in a task of its own; how many
+        reports of it are in memory, or None when it is not wanted any more."""
         copy = self._copies.get(partition)
 
         async def rest(worked_s: float) -> None:
@@ -78,7 +83,9 @@ class Readings:
             copy.task = asyncio.current_task()
             self._copying += 1
             try:
-                loaded = await self._history.load_partition(partition, copy.rebuild.take, rest=rest)
+                loaded = await self._history.load_partition(
+                    partition, copy.rebuild.take, after=copy.last, rest=rest
+                )
             finally:
                 self._copying -= 1
         copy.last = loaded.last

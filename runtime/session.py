@@ -136,10 +136,12 @@ class Session:
         self._share_window()
 
     def copy(self, partitions: Iterable[int]) -> None:
-        """Reads the history of these ahead, which others serve yet. `Copied` tells of each."""
+        """Reads the history of these ahead, which others serve yet, or what came since. `Copied` tells of
+        each."""
         for partition in partitions:
-            if partition not in self._intakes and not self._readings.has_copy(partition):
-                self._readings.plan_copy(partition)
+            if partition not in self._intakes and not self._readings.is_copying(partition):
+                if not self._readings.has_copy(partition):
+                    self._readings.plan_copy(partition)
                 self._coming[partition] = self._start(self._copy(partition), self._beside)
 
     def forget(self, partitions: Iterable[int]) -> None:

@@ -152,8 +152,7 @@ def left_for(snapshot: Snapshot, track: str) -> str:
     missing = 0
     for partition in range(snapshot.partitions):
         record = snapshot.owner(partition)
-        member = layout.members.get(record.owner) if record else None
-        missing += member is None or member.track != track
+        missing += record is None or record.owner not in layout.members
     return f"{missing} of {snapshot.partitions} partitions left" if missing else ""
 
 

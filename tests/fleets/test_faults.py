@@ -1,0 +1,152 @@
+"""Faults of NATS and of the way to it: whatever happens, each report is judged once, and the fleet heals."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from fleet import until
+
+from runtime.bus import NotFound
+from runtime.embedded import NatsServer
+from tests.fleets.cluster import nats_cluster
+from tests.fleets.proxy import proxied
+from tests.fleets.troubled import REVISION, Troubled, troubled, troubled_settings
+
+BUCKETS = ("nats_kv_stable_ids", "nats_kv_heartbeats", "nats_kv_assignments", "nats_kv_leader")
+USUAL_TIMES = {
+    "lease_ttl_s": 30.0,
+    "lease_held_s": 20.0,
+    "renew_s": 1.0,
+    "request_timeout_s": 3.0,
+    "heartbeat_ttl_s": 30.0,
+    "silence_s": 6.0,
+    "leader_ttl_s": 10.0,
+}
+
+
+async def test_nats_is_killed_and_starts_on_its_store(own_server: NatsServer) -> None:
+    """After a kill -9 of NATS the same pods hold the same IDs and partitions, and judge on."""
+    async with troubled(troubled_settings(own_server)) as fleet:
+        begin_ns, holders = time.time_ns(), fleet.holders
+        async with fleet.fleet.event("NATS killed, started"):
+            own_server.kill()
+            await own_server.start_async()
+            await fleet.judged(300)
+            await fleet.steady(3)
+        assert fleet.holders == holders
+        assert not fleet.moved_since(begin_ns)
+        assert all(pod.exit_code is None for pod in fleet.pods)
+
+
+async def test_the_raft_leader_of_the_buckets_is_lost() -> None:
+    """Of three NATS servers the one that leads the bucket of claims dies: nothing changes hands."""
+    async with nats_cluster() as cluster:
+        one = next(iter(cluster.servers.values()))
+        settings = troubled_settings(one, **USUAL_TIMES, nats_servers=cluster.url, stream_replicas=3)
+        claims = f"KV_{settings.nats_kv_stable_ids}"
+        async with troubled(settings, members=2, rate=200) as fleet:
+            begin_ns, holders, connection = time.time_ns(), fleet.holders, fleet.outside.connection
+            async with fleet.fleet.event("RAFT leader of the claims lost"):
+                lost = await cluster.leader_of(connection, claims)
+                cluster.servers[lost].kill()
+                await until(
+                    lambda: _is_led_by_another(cluster, connection, claims, lost),
+                    deadline_s=20.0,
+                    what="another server leads the bucket",
+                )
+                await fleet.judged(200)
+                await fleet.steady(2)
+            async with fleet.fleet.event("it comes back"):
+                await cluster.servers[lost].start_async()
+                await until(lambda: cluster.is_whole(connection, claims), deadline_s=20.0)
+                await fleet.judged(200)
+            assert fleet.holders == holders
+            assert not fleet.moved_since(begin_ns)
+
+
+async def _is_led_by_another(cluster: object, connection: object, stream: str, lost: str) -> bool:
+    return await cluster.leader_of(connection, stream) not in ("", lost)  # type: ignore[attr-defined]
+
+
+async def test_a_follower_is_cut_off_from_nats(own_server: NatsServer) -> None:
+    """A pod whose packets vanish fences itself; a standby has its ID by then; let back in, it stands by."""
+    settings = troubled_settings(own_server, max_defenders=3)
+    async with proxied(own_server.port) as proxy, troubled(settings, members=2) as fleet:
+        far = fleet.fleet.deployment(replicas=1, revision=REVISION, nats_servers=proxy.url)
+        await far.start()
+        await fleet.steady(3)
+        await fleet.deployment.scale(3)
+        (standby,), (cut,) = fleet.standbys, far.pods
+        stable_id = fleet.id_of(cut)
+        assert await fleet.leader() is not cut
+        async with fleet.fleet.event("a follower cut off"):
+            proxy.cut()
+            await until(lambda: fleet.id_of(standby) == stable_id, what="the standby has the ID")
+            await fleet.steady(3)
+            await fleet.judged()
+        cause = await fleet.fenced(cut)
+        assert "the lease ran out" in cause
+        begin_ns, holders = time.time_ns(), fleet.holders
+        proxy.mend()
+        await fleet.reborn(cut)
+        await fleet.judged()
+        assert fleet.standbys == [cut]
+        assert fleet.holders == holders
+        assert not fleet.moved_since(begin_ns)
+
+
+async def test_a_follower_is_let_back_in_while_it_believes_in_its_lease(own_server: NatsServer) -> None:
+    """A pod that was deposed while its packets vanished publishes nothing that counts, and leaves with 76."""
+    settings = troubled_settings(own_server, max_defenders=3)
+    async with proxied(own_server.port) as proxy, troubled(settings, members=2) as fleet:
+        far = fleet.fleet.deployment(replicas=1, revision=REVISION, nats_servers=proxy.url)
+        await far.start()
+        await fleet.steady(3)
+        await fleet.deployment.scale(3)
+        (standby,), (cut,) = fleet.standbys, far.pods
+        stable_id = fleet.id_of(cut)
+        async with fleet.fleet.event("a follower cut off, let in at once"):
+            proxy.cut()
+            await until(lambda: fleet.id_of(standby) == stable_id, what="the standby has the ID")
+            proxy.mend()
+            cause = await fleet.fenced(cut)
+            await fleet.judged()
+            await fleet.steady(3)
+        assert "the claim was" in cause
+
+
+@pytest.mark.parametrize("bucket", BUCKETS)
+async def test_a_bucket_is_deleted_under_the_fleet(own_server: NatsServer, bucket: str) -> None:
+    """The bucket is made anew with what belongs into it; IDs, ring and owners stay as they are."""
+    async with troubled(troubled_settings(own_server)) as fleet:
+        stream = f"KV_{getattr(fleet.settings, bucket)}"
+        begin_ns, holders, ring = time.time_ns(), fleet.holders, fleet.observer.ring
+        assert ring is not None
+        async with fleet.fleet.event(f"{bucket} deleted"):
+            await fleet.outside.connection.api(f"STREAM.DELETE.{stream}")
+            await until(lambda: _exists(fleet, stream), deadline_s=20.0, what=f"{stream} is made anew")
+            await until(lambda: _is_well(fleet), deadline_s=20.0, what="defender status shows no trouble")
+            await fleet.judged()
+        await fleet.steady(3)
+        assert fleet.holders == holders
+        assert [change for change in fleet.moved_since(begin_ns) if change.is_reassignment] == []
+        assert fleet.observer.ring.members == ring.members
+        assert all(pod.exit_code is None for pod in fleet.pods)
+        await fleet.deployment.scale(4)
+        await fleet.steady(4)
+
+
+async def _exists(fleet: Troubled, stream: str) -> bool:
+    try:
+        await fleet.outside.connection.api(f"STREAM.INFO.{stream}")
+    except NotFound:
+        return False
+    return True
+
+
+async def _is_well(fleet: Troubled) -> bool:
+    await asyncio.sleep(0.2)
+    troubles = await asyncio.gather(*(fleet.trouble(pod) for pod in fleet.fleet.living))
+    return not any(troubles) and not (await fleet.status())["trouble"]

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 KERNELS := $(VENV)/.warm
 
-.PHONY: demo test lint bench lock clean
+.PHONY: demo test lint bench simulate lock clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml requirements.lock
@@ -31,6 +31,9 @@ lint: $(STAMP)
 
 bench: $(KERNELS)  ## the figures, as a table; BENCH_QUICK=1 for one short round of each
 	$(BIN)/python -m pytest bench $(ARGS)
+
+simulate: $(STAMP)  ## 100,000 schedules of a simulated fleet; ARGS="5000 --json out.json", ARGS="--seed 7"
+	@PYTHONPATH=tests $(BIN)/python -m simulation $(ARGS)
 
 lock: $(STAMP)  ## pins every version again, with hashes and without addresses
 	$(BIN)/python -m pip install --quiet uv

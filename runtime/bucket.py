@@ -8,7 +8,7 @@ compares with that: `create` takes it from there, so that an expired claim can b
 
 `watch` keeps a `View`: events as they come, and all keys read anew at intervals, after a reconnection and
 when the server falls silent, so that a missed event heals. So does a bucket that was deleted and made anew,
-whose revisions start at 1 again.
+whose revisions start at 1 again; one that is deleted and stays so can be *repaired* by who watches it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from base64 import b64decode
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from enum import Enum
 from random import Random
 from typing import Any, Final, Literal, NamedTuple
@@ -36,7 +36,7 @@ from runtime.bus import (
     status_of,
     within,
 )
-from runtime.errors import DefenderError
+from runtime.errors import DefenderError, JetStreamOff
 
 REREAD_S: Final = 10.0
 IDLE_BEAT_S: Final = 2.0
@@ -48,6 +48,9 @@ RETRY_FIRST_S: Final = 0.005
 RETRY_MOST_S: Final = 0.5
 CHANGE_TRIES_MAX: Final = 30
 _LOG = log.get("bucket")
+
+Repair = Callable[[], Awaitable[None]]
+"""Makes the buckets that are missing (`resources.ensure`)."""
 
 
 class Conflict(DefenderError):
@@ -167,10 +170,18 @@ class Bucket:
         return found
 
     async def watch(
-        self, on_change: Callable[[Entry], None], *, pattern: str = ">", reread_s: float = REREAD_S
+        self,
+        on_change: Callable[[Entry], None],
+        *,
+        pattern: str = ">",
+        reread_s: float = REREAD_S,
+        repair: Repair | None = None,
     ) -> View:
-        """A live view, complete when this returns; *on_change* gets each entry that is new to it."""
-        view = View(self, on_change, pattern, reread_s)
+        """A live view, complete when this returns; *on_change* gets each entry that is new to it.
+
+        *repair* is called when the bucket is found missing later.
+        """
+        view = View(self, on_change, pattern, reread_s, repair)
         await view.reread()
         view.begin()
         return view
@@ -260,10 +271,16 @@ class View:
     """The live entries of a bucket, by key. Made by `Bucket.watch`; end it with `stop`."""
 
     def __init__(
-        self, bucket: Bucket, on_change: Callable[[Entry], None], pattern: str, reread_s: float
+        self,
+        bucket: Bucket,
+        on_change: Callable[[Entry], None],
+        pattern: str,
+        reread_s: float,
+        repair: Repair | None = None,
     ) -> None:
         self.entries: dict[str, Entry] = {}
         self._bucket = bucket
+        self._repair = repair
         self._on_change = on_change
         self._pattern = pattern
         self._reread_s = reread_s
@@ -352,6 +369,15 @@ class View:
                 if str(error) != cause:
                     cause = str(error)
                     _LOG.warning("bucket cannot be read anew", bucket=self._bucket.name, cause=cause)
+                if self._repair is not None and isinstance(error, (NotFound, JetStreamOff)):
+                    await self._repaired(self._repair)
+
+    async def _repaired(self, repair: Repair) -> None:
+        try:
+            await repair()
+        except DefenderError as error:
+            _LOG.error("a missing bucket cannot be made anew", bucket=self._bucket.name, cause=str(error))
+            await asyncio.sleep(self._reread_s)
 
 
 def _contradicts(known: Entry, entry: Entry) -> bool:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 import msgspec
 
 from runtime import log
-from runtime.bucket import Bucket, Entry, View
+from runtime.bucket import Bucket, Entry, Repair, View
 from runtime.bus import Connection
 from runtime.identity import Claim
 from runtime.membership import Heartbeat, State
@@ -66,7 +66,7 @@ class FleetView:
     """What stands in the fleet's buckets. Read the attributes; the view alone changes them.
 
     *session* is this process's own: a heartbeat of our UID from another session, after one of ours, is
-    logged as an error, for then two processes run under one POD_UID.
+    logged as an error, for then two processes run under one POD_UID. *repair* makes a missing bucket anew.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class FleetView:
         random: Random,
         clock: Callable[[], float] = time.monotonic,
         session: str = "",
+        repair: Repair | None = None,
     ) -> None:
         self.claims: dict[str, Seen[Claim]] = {}
         """Living claims by stable ID."""
@@ -109,6 +110,7 @@ class FleetView:
         self._random = random
         self._clock = clock
         self._session = session
+        self._repair = repair
         self._own_seen = False
         self._doubled = ""
         self._heard_s: dict[str, float] = {}
@@ -125,7 +127,10 @@ class FleetView:
             settings.nats_kv_leader: self._on_leader,
         }
         outcomes = await asyncio.gather(
-            *(self._bucket(name).watch(on_change) for name, on_change in watched.items()),
+            *(
+                self._bucket(name).watch(on_change, repair=self._repair)
+                for name, on_change in watched.items()
+            ),
             return_exceptions=True,
         )
         self._views = {

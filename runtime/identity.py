@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from runtime import log
-from runtime.bucket import Bucket, Conflict, Entry
+from runtime.bucket import Bucket, Conflict, Entry, Repair
 from runtime.bus import TRANSIENT, backoff_s
 from runtime.errors import DefenderError, JetStreamOff, SettingsError
-from runtime.lease import Claim, Lease, LeaseState, Repair
+from runtime.lease import Claim, Lease, LeaseState
 
 if TYPE_CHECKING:
     from runtime.config import Settings

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from runtime import log
-from runtime.bucket import Bucket, Conflict
+from runtime.bucket import Bucket, Conflict, Repair
 from runtime.bus import TRANSIENT
 from runtime.errors import DefenderError, Fenced, JetStreamOff
 from runtime.records import Weight
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 PASS_RETRY_S = 0.05
 _LOG = log.get("lease")
-
-Repair = Callable[[], Awaitable[None]]
-"""Makes the buckets that are missing (`resources.ensure`)."""
 
 
 class Claim(msgspec.Struct, frozen=True):

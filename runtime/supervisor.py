@@ -25,7 +25,7 @@ from typing import Any, Final
 import uvloop
 
 from runtime import config, control, fork, log, pipes
-from runtime.bucket import Bucket, Conflict, Entry
+from runtime.bucket import Bucket, Conflict
 from runtime.bus import TRANSIENT, Connection, backoff_s, connect
 from runtime.config import Settings
 from runtime.control import Accepted, Listener, Refused
@@ -41,11 +41,9 @@ from runtime.ownership_record import Owner
 from runtime.pod_status import PodStatus
 from runtime.pool import Pool, WorkerHandle
 from runtime.resources import ensure
-from runtime.specs import SpecsError
-from runtime.specs import decode as decode_specs
+from runtime.specs_feed import SpecsFeed
 from runtime.steward import Steward
 
-SPECS_KEY: Final = "specs"
 HTTP_LATEST_S: Final = 0.4
 """Probes answer after this time even while no ID is claimed (aiohttp takes 0.2 s of the loop to import)."""
 RESERVED_S: Final = 3.0
@@ -82,7 +80,6 @@ class Supervisor:
         self._departing: asyncio.Task[None] | None = None
         self._departure: Departure | None = None
         self._steering: asyncio.Task[None] | None = None
-        self._spec_revision: int | None = None
         self._reserved = False
         self._told_warm = False
         self._stop = asyncio.Event()
@@ -142,7 +139,9 @@ class Supervisor:
             settings, settings.pod_name, wait=True, random=self._random
         )
         await self._patiently(lambda: ensure(connection, settings))
-        view = FleetView(connection, settings, random=self._random, session=self._session)
+        view = FleetView(
+            connection, settings, random=self._random, session=self._session, repair=self._repair
+        )
         heart = Heart(self._bucket(settings.nats_kv_heartbeats), self.status.beat, every_s=settings.renew_s)
         await asyncio.gather(self._patiently(view.start), self._patiently(heart.beat_now))
         self._view, self._heart, self.status.view = view, heart, view
@@ -218,7 +217,8 @@ class Supervisor:
         status.pool, status.steward = pool, steward
         lease.begin(self._on_fenced, on_renewed=self._on_renewed, healthy=pool.is_healthy)
         self._start(self._beat())
-        specs = self._bucket(settings.nats_kv_chart_specs)
+        bucket = self._bucket(settings.nats_kv_chart_specs)
+        specs = SpecsFeed(bucket, pool, settings.window, self._fail)
         steering = self._steering = asyncio.get_running_loop().create_task(steward.run())
         steering.add_done_callback(self._on_steered)
         self._departure = Departure(
@@ -228,7 +228,7 @@ class Supervisor:
         cancel = view.subscribe(self._on_news)
         try:
             # Before any worker: judged by the built-in specs, a chart would lose its frozen baseline.
-            specs_view = await self._patiently(lambda: specs.watch(self._on_specs))
+            specs_view = await self._patiently(specs.start)
             await fork.server_loaded()
             pool.start()
             await self._drained.wait()
@@ -277,22 +277,6 @@ class Supervisor:
         if not status.served and status.state is State.ACTIVE and not status.ready():
             status.served = True
             self._log.info("ready", rebuilt_reports=status.rebuilt_reports, since_start_ms=since_start_ms())
-
-    def _on_specs(self, entry: Entry) -> None:
-        pool = self.status.pool
-        if entry.key != SPECS_KEY or pool is None:
-            return
-        try:
-            if entry.value is not None:
-                decode_specs(entry.value, self._settings.window)
-        except SpecsError as error:
-            self._log.error("chart specs refused", spec_revision=entry.revision, cause=str(error))
-            if self._spec_revision is None:
-                self._fail(error)  # by the built-in specs, charts would lose what they rest on
-            return
-        self._spec_revision = entry.revision
-        self._log.info("chart specs", spec_revision=entry.revision)
-        pool.use_specs(pipes.Specs(entry.revision, entry.value or b""))
 
     # --- what others ask ------------------------------------------------------------------------
 
@@ -374,6 +358,7 @@ class Supervisor:
     async def _repair(self) -> None:
         """A bucket is missing: whoever sees it makes it anew."""
         assert self._connection is not None
+        self._log.error("a bucket is missing: it is made anew")
         await ensure(self._connection, self._settings)
 
     def _on_pool_failed(self, failed: asyncio.Future[None]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
-from zlib import crc32
 
 from runtime.identity import QUEUE_S_MAX, RANK_S, Claim, Decision, decide
 from runtime.identity import Pod as Identity
@@ -345,7 +344,8 @@ class Process:
             and now_s >= self._refused.get(uid, 0.0)
         ]
         if standbys:
-            uid = min(standbys, key=lambda one: (crc32(f"{one} {pod.uid}".encode()), one))
+            first = self.world.server.first_beat
+            uid = min(standbys, key=lambda one: (view.beats[one].value.revision == pod.revision, first[one]))
             self._asking = True
 
             def answered(answer: Any) -> None:
@@ -354,6 +354,7 @@ class Process:
                     self._pass_on(uid)
                 else:
                     self._refused[uid] = self.clock() + 0.5
+                self.wake()
 
             self.world.request(self, uid, answered, "on_succeed", assert_claim.stable_id)
             return

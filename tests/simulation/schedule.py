@@ -59,6 +59,7 @@ class Schedule(NamedTuple):
     partitions: int
     lag_s: float
     green: int
+    holders_max: int
     until_s: float
     faults: tuple[Fault, ...]
 
@@ -71,6 +72,7 @@ class Schedule(NamedTuple):
         head = (
             f"seed {self.seed}: {self.replicas} replicas, {self.partitions} partitions, lag {self.lag_s * 1e3:.0f} ms"
             + (f", {self.green} green" if self.green else "")
+            + (f", at most {self.holders_max} holders" if self.holders_max < HOLDERS_MAX else "")
         )
         return "\n".join([head, *(f"  {fault.told()}" for fault in self.faults)])
 
@@ -88,6 +90,7 @@ LENGTH_S: Final = {
     Kind.FREEZE: (2.0, 12.0), Kind.ROLLING: (12.0, 12.0), Kind.SCALE: (6.0, 6.0), Kind.TERM: (3.0, 3.0),
     Kind.CUTOVER: (6.0, 6.0), Kind.TWINS: (1.0, 8.0),
 }  # fmt: skip
+HOLDERS_MAX: Final = 20
 FIRST_S: Final = 6.0
 """The fleet has started and settled by then; one in four schedules begins its faults at once."""
 
@@ -109,12 +112,16 @@ def draw(seed: int) -> Schedule:
         length_s = random.uniform(*LENGTH_S.get(kind, (0.0, 0.0)))
         faults.append(Fault(round(at_s, 2), kind, random.randrange(16), round(length_s, 2), min(round(random.random(), 3), 0.999)))
     faults.sort()
+    replicas = random.randint(2, 6)
+    # In one schedule of four some pods are spares.
+    spares = random.randint(1, 2) if random.random() < 0.25 else 0
     return Schedule(
         seed,
-        replicas=random.randint(2, 6),
+        replicas,
         partitions=random.choice((6, 8, 8, 12)),
         lag_s=random.choice((0.001, 0.003, 0.01, 0.01, 0.05, 0.2)) if not graceful else 0.003,
         green=random.randint(1, 3) if any(fault.kind is Kind.CUTOVER for fault in faults) else 0,
+        holders_max=max(1, replicas - spares) if spares else HOLDERS_MAX,
         until_s=max(fault.at_s + fault.length_s for fault in faults),
         faults=tuple(faults),
     )

@@ -67,9 +67,9 @@ class Outcome(NamedTuple):
 class World:
     """*checks_deadline*, *compares*: what is broken on purpose to see that it is found."""
 
-    def __init__(self, schedule: Schedule, limits: Limits | None = None) -> None:
+    def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
-        self.limits = limits or Limits()
+        self.limits = Limits(holders_max=schedule.holders_max)
         self.heap = Heap()
         self.random = Random(schedule.seed)
         self.checks_deadline = True

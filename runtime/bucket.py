@@ -36,7 +36,7 @@ from runtime.bus import (
     status_of,
     within,
 )
-from runtime.errors import DefenderError, JetStreamOff
+from runtime.errors import DefenderError
 
 REREAD_S: Final = 10.0
 IDLE_BEAT_S: Final = 2.0
@@ -369,12 +369,15 @@ class View:
                 if str(error) != cause:
                     cause = str(error)
                     _LOG.warning("bucket cannot be read anew", bucket=self._bucket.name, cause=cause)
-                if self._repair is not None and isinstance(error, (NotFound, JetStreamOff)):
+                if self._repair is not None and isinstance(error, NotFound):
                     await self._repaired(self._repair)
 
     async def _repaired(self, repair: Repair) -> None:
         try:
             await repair()
+            _LOG.error("the bucket was gone; it is made anew", bucket=self._bucket.name)
+        except TRANSIENT as error:
+            _LOG.warning("a missing bucket is not made anew yet", bucket=self._bucket.name, cause=str(error))
         except DefenderError as error:
             _LOG.error("a missing bucket cannot be made anew", bucket=self._bucket.name, cause=str(error))
             await asyncio.sleep(self._reread_s)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from runtime import log
-from runtime.bucket import Bucket, Conflict, Entry, Repair
+from runtime.bucket import Bucket, Conflict, Repair
 from runtime.bus import TRANSIENT, backoff_s
 from runtime.errors import DefenderError, JetStreamOff, SettingsError
 from runtime.lease import Claim, Lease, LeaseState
@@ -45,7 +45,6 @@ __all__ = [
     "Standby",
     "candidates",
     "decide",
-    "decode_claims",
     "stable_id",
 ]
 
@@ -178,16 +177,6 @@ def own_claim(claims: Mapping[str, Claim], pod: Pod, ids: Collection[str]) -> st
 def _in_turn(free: Sequence[str], pod: Pod, waiting: Sequence[str]) -> Decision:
     turn = waiting.index(pod.uid) if pod.uid in waiting else len(waiting)
     return Decision(free[turn % len(free)], rank=turn // len(free))
-
-
-def decode_claims(entries: Mapping[str, Entry]) -> dict[str, Claim]:
-    """The living claims of the bucket, by stable ID. A value that is no claim of ours is left out."""
-    claims: dict[str, Claim] = {}
-    for key, entry in entries.items():
-        if entry.value is not None:
-            with contextlib.suppress(msgspec.MsgspecError):
-                claims[key] = msgspec.json.decode(entry.value, type=Claim)
-    return claims
 
 
 class Claimant:

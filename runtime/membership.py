@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from runtime import log
-from runtime.bucket import Bucket, Entry
+from runtime.bucket import Bucket
 from runtime.bus import TRANSIENT
 
 _LOG = log.get("membership")
@@ -83,23 +83,6 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
-
-
-def decode_heartbeats(entries: Mapping[str, Entry]) -> dict[str, Heartbeat]:
-    """The living heartbeats by pod UID. A value that is no heartbeat of ours is left out."""
-    heartbeats: dict[str, Heartbeat] = {}
-    for key, entry in entries.items():
-        if entry.value is not None:
-            with contextlib.suppress(msgspec.MsgspecError):
-                heartbeats[key] = msgspec.json.decode(entry.value, type=Heartbeat)
-    return heartbeats
-
-
-def waiting(entries: Mapping[str, Entry], track: str) -> list[str]:
-    """UIDs of the pods of a track that have no ID, in the order of their first heartbeats."""
-    heartbeats = decode_heartbeats(entries)
-    without = [uid for uid, beat in heartbeats.items() if beat.track == track and beat.stable_id is None]
-    return sorted(without, key=lambda uid: heartbeats[uid].joined or entries[uid].revision)
 
 
 class Heart:

@@ -358,7 +358,6 @@ class Supervisor:
     async def _repair(self) -> None:
         """A bucket is missing: whoever sees it makes it anew."""
         assert self._connection is not None
-        self._log.error("a bucket is missing: it is made anew")
         await ensure(self._connection, self._settings)
 
     def _on_pool_failed(self, failed: asyncio.Future[None]) -> None:

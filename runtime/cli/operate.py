@@ -99,7 +99,7 @@ async def _order(connection: Connection, settings: Settings, pod: Target, reques
         raise NotDone(
             f"{pod.shown} does not listen: it is gone or cut off. If it is dead: {remedy}"
         ) from None
-    if False:
+    if isinstance(answer, control.Refused):
         raise NotDone(f"{pod.shown} refuses: {answer.why}")
 
 

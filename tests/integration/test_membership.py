@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from random import Random
@@ -9,11 +10,11 @@ from random import Random
 import msgspec
 from fleet import connected, settings_for, until
 
-from runtime.bucket import Bucket
+from runtime.bucket import Bucket, Entry
 from runtime.bus import Connection
 from runtime.config import Settings
 from runtime.embedded import NatsServer
-from runtime.membership import Heart, Heartbeat, Load, State, decode_heartbeats, versions
+from runtime.membership import Heart, Heartbeat, Load, State, versions
 from runtime.resources import ensure
 
 
@@ -36,6 +37,15 @@ class Beating:
             load=Load(reports=self.beats),
             versions=versions(),
         )
+
+
+def decode_heartbeats(entries: Mapping[str, Entry]) -> dict[str, Heartbeat]:
+    """The living heartbeats by pod UID."""
+    return {
+        uid: msgspec.json.decode(entry.value, type=Heartbeat)
+        for uid, entry in entries.items()
+        if entry.value is not None
+    }
 
 
 def heartbeats_of(connection: Connection, settings: Settings) -> Bucket:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.bucket import Entry
 from runtime.errors import SettingsError
-from runtime.identity import Claim, Decision, Pod, Standby, candidates, decide, decode_claims, stable_id
-from runtime.membership import Heartbeat, State, waiting
+from runtime.identity import Claim, Decision, Pod, Standby, candidates, decide, stable_id
 
 IDS = [stable_id(number) for number in range(4)]
 ME = Pod("uid-me", "pod-me", "stable", "r1")
@@ -134,28 +131,3 @@ def test_an_ordinal_that_is_none_is_an_error_that_names_the_setting() -> None:
         candidates("ordinal", range(10), "web-x7")
     with pytest.raises(SettingsError, match="ID_RANGE"):
         candidates("ordinal", range(10), "fab-10")
-
-
-def test_a_key_without_a_claim_in_it_holds_nothing() -> None:
-    entries = {
-        "defender-0": Entry("defender-0", None, 4),
-        "defender-1": Entry("defender-1", b"not a claim", 5),
-    }
-    assert decode_claims(entries) == {}
-
-
-def test_waiting_pods_are_ordered_by_their_first_heartbeats_and_holders_do_not_wait() -> None:
-    def beat(
-        uid: str, revision: int, track: str = "stable", held: str | None = None, joined: int = 0
-    ) -> Entry:
-        value = Heartbeat(uid, uid, track, "r1", State.STANDBY, NOW, stable_id=held, joined=joined)
-        return Entry(uid, msgspec.json.encode(value), revision)
-
-    entries = {
-        "a": beat("a", 9),
-        "b": beat("b", 30, joined=3),
-        "c": beat("c", 1, held="defender-0"),
-        "d": beat("d", 2, track="canary"),
-        "gone": Entry("gone", None, 1),
-    }
-    assert waiting(entries, "stable") == ["b", "a"]

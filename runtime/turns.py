@@ -61,14 +61,15 @@ class Turns:
 
     def drop(self, partition: int) -> None:
         """Forgets the reports of a partition that were not taken; what is taken keeps its turn."""
-        for chamber in [sample.chamber for sample in self._ready if sample.partition == partition]:
-            del self._behind[chamber]
-        self._ready = deque(sample for sample in self._ready if sample.partition != partition)
-        self._arrived = deque(sample for sample in self._arrived if sample.partition != partition)
         for queue in self._behind.values():
             if queue and queue[0].partition == partition:
                 self._waiting -= len(queue)
                 queue.clear()
+        for sample in self._ready:
+            if sample.partition == partition:
+                del self._behind[sample.chamber]
+        self._ready = deque(sample for sample in self._ready if sample.partition != partition)
+        self._arrived = deque(sample for sample in self._arrived if sample.partition != partition)
 
     def over(self, samples: Iterable[Sample]) -> None:
         """These are stored: it is the turn of those behind them."""

@@ -117,7 +117,7 @@ async def wait(
             took_s = time.monotonic() - begun_s
             if not still:
                 return snapshot, took_s
-            if took_s > 3 + timeout_s:
+            if took_s > timeout_s:
                 raise NotDone(f"{what}: after {took_s:.0f} s {still}{_why(snapshot)}")
             if spinner is not None:
                 spinner.update(f"{what}: {still} ({took_s:.0f} s)")

@@ -67,10 +67,7 @@ def whereabouts(
         ring_version=layout.version if layout else 0,
         owner_by_ring=owner,
         holder=claim.pod_name if claim else "",
-        ring=[
-            f"{step.member} has {step.load} of at most {step.cap}: {'takes it' if step.taken else 'full'}"
-            for step in (layout.explain(partition) if layout else ())
-        ],
+        ring=[f"{step.member} {step.remark}" for step in (layout.explain(partition) if layout else ())],
         row=row,
         consumer=names.consumer(partition, row.epoch) if row.epoch else "",
         last_verdict=last,

@@ -168,7 +168,7 @@ async def test_reading_a_partition_ends_when_no_more_is_taken(opened: Opened) ->
 
 
 async def test_a_second_reading_gives_what_was_stored_since_the_first(opened: Opened) -> None:
-    """Of chambers that were there and of new ones; nothing when nothing came; then all that came, in pages."""
+    """Of known chambers and of new ones; nothing when nothing came; then all that came, in pages."""
     async with opened() as store:
         names = store.names
         ours, others = chambers_of(names, 2, 90), chambers_of(names, 3, 2)

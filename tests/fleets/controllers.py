@@ -79,13 +79,15 @@ class Controller(ABC):
 
     async def ready(self) -> list[Pod]:
         """The pods that are Ready and not being terminated. Fails when one has left by itself."""
+        return [pod for pod, passed in await self._probed() if self._is_ready(pod, passed)]
+
+    async def _probed(self) -> list[tuple[Pod, bool]]:
         for pod in self.pods:
             if pod.exit_code is not None:
                 raise AssertionError(f"{pod.settings.pod_name} left by itself with {pod.exit_code}")
-        statuses = await asyncio.gather(*(pod.probe("/readyz") for pod in self.pods))
-        return [
-            pod for pod, status in zip(self.pods, statuses, strict=True) if self._is_ready(pod, status == 200)
-        ]
+        pods = list(self.pods)
+        statuses = await asyncio.gather(*(pod.probe("/readyz") for pod in pods))
+        return [(pod, status == 200) for pod, status in zip(pods, statuses, strict=True)]
 
     def _is_ready(self, pod: Pod, passed: bool) -> bool:
         uid, name = pod.settings.pod_uid, pod.settings.pod_name
@@ -97,12 +99,15 @@ class Controller(ABC):
                 self.lapses.append(f"{name}: {'; '.join(pod.not_ready()) or 'Ready again'}")
         return self._failures.get(uid, FAILURES_MAX) < FAILURES_MAX
 
-    async def wait_ready(self, wanted: int | None = None) -> None:
-        """Until so many pods (all, by default) are Ready."""
-        end = time.monotonic() + READY_S_MAX
-        while len(ready := await self.ready()) < (len(self.pods) if wanted is None else wanted):
-            slow = [pod for pod in self.pods if pod not in ready]
-            assert time.monotonic() < end, f"not Ready within {READY_S_MAX:g} s: {why_not_ready(slow)}"
+    async def wait_ready(self, deadline_s: float = READY_S_MAX) -> None:
+        """Until all pods are Ready at one time, by the newest probe."""
+        end = time.monotonic() + deadline_s
+        while True:
+            probed = await self._probed()
+            slow = [pod for pod, passed in probed if not self._is_ready(pod, passed) or not passed]
+            if not slow:
+                return
+            assert time.monotonic() < end, f"not Ready within {deadline_s:g} s: {why_not_ready(slow)}"
             await asyncio.sleep(RECONCILE_S)
 
     async def left(self) -> None:

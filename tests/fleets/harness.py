@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from typing import Any, Final, TypeVar
@@ -92,7 +93,8 @@ class Fleet:
         return [departure for controller in self.controllers for departure in controller.departures]
 
     async def steady(self, members: int | None = None, deadline_s: float = STEADY_S_MAX) -> None:
-        """Until a live pod owns each partition, the one that the ring wants, and the ring has *members*."""
+        """Until each partition is owned as the ring wants, the ring has *members*, and all pods serve."""
+        end = time.monotonic() + deadline_s
 
         def wrong() -> list[str]:
             found = self.observer.unsettled({pod.settings.pod_uid for pod in self.living})
@@ -105,6 +107,8 @@ class Fleet:
             await until(lambda: not wrong(), deadline_s=deadline_s)
         except AssertionError:
             raise AssertionError(f"not steady within {deadline_s:g} s: {'; '.join(wrong()[:8])}") from None
+        for controller in self.controllers:
+            await controller.wait_ready(deadline_s=max(1.0, end - time.monotonic()))
 
     async def command(self, *argv: str, deadline_s: float = 30.0) -> str:
         """What `defender <argv>` prints; fails unless it exits with 0."""

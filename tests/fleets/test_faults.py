@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 import pytest
@@ -127,7 +126,7 @@ async def test_a_bucket_is_deleted_under_the_fleet(own_server: NatsServer, bucke
         async with fleet.fleet.event(f"{bucket} deleted"):
             await fleet.outside.connection.api(f"STREAM.DELETE.{stream}")
             await until(lambda: _exists(fleet, stream), deadline_s=20.0, what=f"{stream} is made anew")
-            await until(lambda: _is_well(fleet), deadline_s=20.0, what="defender status shows no trouble")
+            await fleet.well()
             await fleet.judged()
         await fleet.steady(3)
         assert fleet.holders == holders
@@ -144,9 +143,3 @@ async def _exists(fleet: Troubled, stream: str) -> bool:
     except NotFound:
         return False
     return True
-
-
-async def _is_well(fleet: Troubled) -> bool:
-    await asyncio.sleep(0.2)
-    troubles = await asyncio.gather(*(fleet.trouble(pod) for pod in fleet.fleet.living))
-    return not any(troubles) and not (await fleet.status())["trouble"]

@@ -99,7 +99,7 @@ async def test_a_pause_shorter_than_the_silence(own_server: NatsServer) -> None:
 
 
 async def test_a_pause_longer_than_the_silence(own_server: NatsServer) -> None:
-    """A pod that is stopped until a standby has its ID wakes under its lease, does no harm, leaves with 76."""
+    """A pod that is stopped until a standby has its ID wakes, does no harm, and leaves with 76."""
     async with troubled(troubled_settings(own_server), standbys=1) as fleet:
         (standby,), pod = fleet.standbys, (await fleet.followers())[0]
         stable_id, partitions = fleet.id_of(pod), fleet.owned_by(pod)
@@ -144,25 +144,17 @@ async def test_half_of_the_fleet_is_silent(own_server: NatsServer) -> None:
         async with fleet.fleet.event("half of the fleet stopped"):
             for pod in stopped:
                 pod.freeze()
-            said = "too many holders are silent at once"
-            await until(lambda: _says(fleet, leader, said), deadline_s=7.0, what="the page /ring says so")
-            told = "; ".join((await fleet.status())["trouble"])
+            await fleet.told("too many holders are silent at once", deadline_s=7.0)
             for pod in stopped:
                 pod.thaw()
-            await until(lambda: _says(fleet, leader, ""), what="the trouble is over")
+            await fleet.well()
             await fleet.judged()
-        assert said in told
         assert any("mass loss" in line["why"] for line in leader.lines("the ring is left as it is"))
         await fleet.steady(4)
         assert fleet.holders == holders
         assert not fleet.moved_since(begin_ns)
         assert len(fleet.observer.rings) == rings
         assert all(pod.exit_code is None for pod in fleet.pods)
-
-
-async def _says(fleet: Troubled, pod: Pod, text: str) -> bool:
-    trouble = await fleet.trouble(pod)
-    return text in trouble if text else not trouble
 
 
 async def test_a_supervisor_alone_is_killed(own_server: NatsServer) -> None:

@@ -10,10 +10,8 @@ steady: nothing lost, nothing judged twice, everything healed.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,15 +20,16 @@ from typing import Any, Final
 import msgspec
 from fleet import until
 
+from runtime import fleet_report
 from runtime.bucket import Bucket
-from runtime.bus import TRANSIENT
+from runtime.cli.snapshot import read_snapshot
 from runtime.config import Settings
 from runtime.embedded import NatsServer
 from runtime.errors import DefenderError, Fenced
 from tests.fleets.controllers import Deployment
 from tests.fleets.harness import Fleet, fleet_settings, running
 from tests.fleets.observer import Change
-from tests.pods import Pod, environment
+from tests.pods import Pod
 
 RATE: Final = 300
 REVISION: Final = "7c9f"
@@ -136,21 +135,30 @@ class Troubled:
         assert self.fleet._publisher is not None
         await self.fleet._publisher.more(reports)
 
-    async def status(self) -> dict[str, Any]:
-        """What `defender status --json` says."""
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "runtime", "status", "--json"),
-            env={**environment(self.settings), "NO_COLOR": "1"},
-            stdout=asyncio.subprocess.PIPE,
-        )
-        output, _ = await process.communicate()
-        told: dict[str, Any] = json.loads(output)
-        return told
+    async def trouble(self) -> list[str]:
+        """What `defender status` says is wrong."""
+        return fleet_report.trouble(await read_snapshot(self.outside.connection, self.settings))
 
-    async def trouble(self, pod: Pod) -> str:
-        """What the page /ring of a pod says is wrong."""
-        status, body = await asyncio.to_thread(pod.get, "/ring.json")
-        return "; ".join(json.loads(body)["trouble"]) if status == 200 else f"status {status}"
+    async def well(self, deadline_s: float = 20.0) -> None:
+        """Until nothing is wrong."""
+        told: list[str] = []
+
+        async def nothing_told() -> bool:
+            told[:] = await self.trouble()
+            return not told
+
+        try:
+            await until(nothing_told, deadline_s=deadline_s)
+        except AssertionError:
+            raise AssertionError(f"trouble after {deadline_s:g} s: {told}") from None
+
+    async def told(self, text: str, deadline_s: float = 10.0) -> None:
+        """Until `defender status` names trouble in which *text* is."""
+
+        async def is_told() -> bool:
+            return any(text in one for one in await self.trouble())
+
+        await until(is_told, deadline_s=deadline_s, what=f"status says {text!r}")
 
     async def fenced(self, pod: Pod, deadline_s: float = 20.0) -> str:
         """Waits until the pod leaves as one that lost its lease; the cause that it gives."""
@@ -179,17 +187,3 @@ async def troubled(
         yield one
         await fleet.audit()
         await one.steady(deadline_s=10.0)
-
-
-async def eventually_api(fleet: Troubled, subject: str, body: Any = None) -> dict[str, Any]:
-    """An answer of JetStream's API, once it gives one."""
-
-    async def asked() -> dict[str, Any] | None:
-        try:
-            answer: dict[str, Any] = await fleet.outside.connection.api(subject, body)
-            return answer
-        except TRANSIENT:
-            return None
-
-    found: dict[str, Any] = await until(asked, deadline_s=20.0, what=subject)
-    return found

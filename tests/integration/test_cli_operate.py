@@ -28,6 +28,7 @@ from runtime.cli.cutover import future
 from runtime.cli.snapshot import read_snapshot
 from runtime.config import Settings
 from runtime.control import Accepted, Answer, Drain, Listener, Refused, Request
+from runtime.fleet_snapshot import Snapshot
 from runtime.identity import Claim
 from runtime.membership import Heartbeat, Load, State
 from runtime.ownership_record import Record, key
@@ -176,6 +177,11 @@ class Fleet:
             await self._commit(RingRecord(9, self.settings.partitions, heirs))
         return Accepted()
 
+    def snapshot(self) -> Snapshot:
+        """What a command reads."""
+        seen: Snapshot = self.does(lambda: read_snapshot(self.connection, self.settings))
+        return seen
+
     def key(self, name: str, bucket: str | None = None) -> bytes | None:
         """The value of a key of the assignments (or of another bucket)."""
 
@@ -298,6 +304,10 @@ def test_a_living_holder_is_forgotten_only_by_force(cli: Cli, fleet: Fleet) -> N
     assert done == {"stable_id": "defender-1", "pod": "stable-1", "claim_deleted": True}
     assert fleet.key("defender-1", fleet.settings.nats_kv_stable_ids) is None
     assert fleet.key(f"{FORGET_PREFIX}defender-1") is not None
+    assert fleet.snapshot().forget == {"defender-1"}
+    bucket = fleet.bucket(fleet.settings.nats_kv_assignments)
+    fleet.does(lambda: bucket.change(f"{FORGET_PREFIX}defender-1", lambda _: None))
+    assert fleet.snapshot().forget == frozenset(), "the leader deletes the key when it has obeyed"
 
 
 def test_a_silent_holder_loses_its_claim_and_a_vacancy_needs_none(cli: Cli, fleet: Fleet) -> None:

@@ -163,13 +163,13 @@ def test_long_runs_of_two_workers_give_the_verdicts_of_the_oracle(seed: int) -> 
     """Hundreds of reports, dozens of moves, every kind of fault, drawn by a seed."""
     rng = random.Random(seed)
     # Of three, one is without copies: partitions change hands by force alone, and come back to stale memory.
-    moves, often = (MOVES, 0.25) if seed % 3 else (("overtake",), 0.03)
+    moves, often, roughly = (MOVES, 0.25, 0.03) if seed % 3 else (("overtake",), 0.012, 0.004)
 
     def step() -> str:
-        if rng.random() < 0.03:
+        if rng.random() < roughly:
             return rng.choice(ROUGH + ROUGH_MOVES)
         return rng.choice(moves if rng.random() < often else SMOOTH)
 
     program = [(step(), rng.randint(1, 12)) for _ in range(900)]
-    slots, rows = rng.choice([(4, 2), (9, 4), (40, 8)])
+    slots, rows = rng.choice([(4, 2), (9, 4), (40, 8)] if seed % 3 else [(40, 8)])
     assert_a_pair_as_the_oracle(Pair(rng, SPECS, slots=slots, rows=rows), program)

@@ -180,7 +180,7 @@ class Duties:
                     partition,
                 )
 
-        self._call(written, self._server.write_record, partition, record, deed.standing.revision)
+        self._call(written, self._server.write_owner, partition, record, deed.standing.revision)
 
     def _attach_warm(self, deed: Acquire, held: Held) -> None:
         partition, before = deed.partition, deed.standing.record.epoch
@@ -283,11 +283,10 @@ class Duties:
         held = self.held[partition]
         released = release(held.record, held.epoch, position, heir)
 
-        def written(result: tuple[int, int] | None) -> None:
-            stored = self._process.last_answered
-            if result is not None:
-                reply(Standing(released, result[0]))
-            elif not stored:
+        def written(answer: tuple[int | None] | None) -> None:
+            if answer is not None and answer[0] is not None:
+                reply(Standing(released, answer[0]))
+            elif answer is None:
                 self._process.later(RELEASE_RETRY_S, self._release, partition, position, heir, reply)
                 return
             else:
@@ -296,23 +295,10 @@ class Duties:
             self.served.discard(partition)
             self.handoffs.released(partition)
 
-        self._call_told(written, partition, released, held.revision)
+        def write() -> tuple[int | None]:
+            return (self._server.write_record(partition, released, held.revision),)
 
-    def _call_told(
-        self, then: Callable[[Any], None], partition: int, record: Record, revision: int
-    ) -> None:
-        """Tells a write that another's came before (an answer) from one without an answer."""
-
-        def write(*args: Any) -> tuple[Any]:
-            return (self._server.write_record(partition, record, revision),)
-
-        write.__name__ = "write_record"
-
-        def answered(result: tuple[Any] | None) -> None:
-            self._process.last_answered = result is not None
-            then(result[0] if result is not None else None)
-
-        self._call(answered, write)
+        self._call(written, write)
 
     def _restore(self, partition: int, revision: int) -> None:
         held = self.held.get(partition)
@@ -320,10 +306,10 @@ class Duties:
             return
         record = msgspec.structs.replace(held.record, epoch=held.epoch, position=held.position)
 
-        def written(result: tuple[int, int] | None) -> None:
-            if result is not None and self.held.get(partition) is held:
-                self.held[partition] = held._replace(record=record, revision=result[0])
-                self.handoffs.restored(partition, result[0])
+        def written(revision: int | None) -> None:
+            if revision is not None and self.held.get(partition) is held:
+                self.held[partition] = held._replace(record=record, revision=revision)
+                self.handoffs.restored(partition, revision)
 
         self._call(written, self._server.write_record, partition, record, revision)
 

@@ -55,7 +55,6 @@ class Process:
         self.deadline_s = 0.0
         self.claim: Claim | None = None
         self.duties: Duties | None = None
-        self.last_answered = False
         self.lane = Lane(world.links[pod.uid], self)
         self.view = View(world.server, self.clock, world.limits.silence_s, world.random)
         self.leading = Leading(self)
@@ -433,7 +432,7 @@ class Process:
 
     def on_yield(self, reply: Callable[[Any], None], partition: int, stable_id: str, version: int) -> None:
         if self.duties is None:
-            reply("refused")
+            reply("nobody")  # whatever a record says of this pod, a process before this one did it
         else:
             self.duties.answer(partition, stable_id, version, reply)
 

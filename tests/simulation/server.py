@@ -131,16 +131,21 @@ class Server:
             self.on_change(change)
         return kept.revision
 
-    def write_record(self, partition: int, record: Record, expected: int) -> tuple[int, int] | None:
-        """Revision and generation of the record written, as `Ownership._write` does it: also when the very
-        same value was written before and its answer got lost. None when another wrote."""
-        key, generation = f"partition.{partition}", self.buckets[ASSIGNMENTS].generation
+    def write_owner(self, partition: int, record: Record, expected: int) -> tuple[int, int] | None:
+        """Revision and generation of an acquisition; None when another wrote before."""
+        generation = self.buckets[ASSIGNMENTS].generation
+        revision = self.write(ASSIGNMENTS, f"partition.{partition}", record, expected)
+        return (revision, generation) if revision != CONFLICT else None
+
+    def write_record(self, partition: int, record: Record, expected: int) -> int | None:
+        """The revision of a record that is given back or mended, also when the very same value was written
+        before and its answer got lost; None when another wrote before."""
+        key = f"partition.{partition}"
         revision = self.write(ASSIGNMENTS, key, record, expected)
         if revision != CONFLICT:
-            return revision, generation
+            return revision
         stored = self.get(ASSIGNMENTS, key)
-        same = stored is not None and stored.value == record
-        return (stored.revision, generation) if stored is not None and same else None
+        return stored.revision if stored is not None and stored.value == record else None
 
     def get(self, bucket: str, key: str) -> Stored | None:
         return self.buckets[bucket].stored.get(key)

@@ -17,7 +17,7 @@ from simulation.schedule import Kind, draw
 from simulation.shrink import shrink, told
 from simulation.world import Outcome, World, simulate
 
-SCHEDULES = int(os.environ.get("SIMULATED_SCHEDULES", "2000"))
+SCHEDULES = int(os.environ.get("SIMULATED_SCHEDULES", "1500"))
 SLICE = 100
 
 
@@ -82,13 +82,13 @@ def count_delivered_as_stored(world: World) -> None:
 
 def take_the_epoch_that_was_seen(world: World) -> None:
     """The epoch is the revision that was there before, not the one that our write got."""
-    really = world.server.write_record
+    really = world.server.write_owner
 
-    def write_record(partition: int, record: Any, expected: int) -> Any:
+    def write_owner(partition: int, record: Any, expected: int) -> Any:
         written = really(partition, record, expected)
         return written and (expected or written[0], written[1])
 
-    world.server.write_record = write_record  # type: ignore[method-assign]
+    world.server.write_owner = write_owner  # type: ignore[method-assign]
 
 
 def look_at_no_deadline(world: World) -> None:

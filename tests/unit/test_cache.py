@@ -202,7 +202,7 @@ def test_rows_may_come_again_and_in_any_parts() -> None:
 
 
 def test_what_came_before_a_gap_in_a_chambers_rows_is_forgotten() -> None:
-    """The store keeps the last D reports: where some are missing, the earlier ones are no longer among them."""
+    """The store keeps the last D reports: where some are missing, the earlier ones are not among them."""
     rows = stored(*[("X", seq, "a" if seq < 3 else "b") for seq in range(1, 9)])
     anew, over_gap = (Cache(arena(9, 4), NAMES, Specs(), 0, DEPTH) for _ in range(2))
     Rebuild(anew, 1).take(rows[4:])

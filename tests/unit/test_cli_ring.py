@@ -65,7 +65,10 @@ def test_shares_count_partitions_against_the_mean_of_the_weights_and_the_cap() -
     assert one.partitions + two.partitions == 64
     assert one.of_mean == pytest.approx(one.partitions / 48)
     assert (one.cap, two.cap) == (53, 18)
-    assert one.partitions <= one.cap
+    for share in (one, two):
+        assert share.partitions <= share.cap
+        steps = [step for p in range(64) for step in layout.explain(p) if step.member == share.stable_id]
+        assert {step.cap for step in steps} == {share.cap}, "as the ring has it"
     assert (one.pod, two.pod) == ("a", "b")
 
 

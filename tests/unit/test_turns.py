@@ -46,13 +46,13 @@ def test_reports_that_were_put_back_come_first_and_keep_their_turn() -> None:
 def test_a_partition_that_leaves_takes_what_was_not_let_through_and_no_other_report() -> None:
     """What was taken keeps its turn until it is over; then nothing of the partition is left."""
     turns = Turns()
-    theirs = [Sample(name, 1, seq, 0, b"") for seq, name in enumerate("XYXZY", start=1)]
+    theirs = [Sample(name, 1, seq, 0, b"") for seq, name in enumerate("XYXYZY", start=1)]
     ours = [sample("A", 1), sample("A", 2)]
-    for one in [*theirs[:3], *ours, *theirs[3:]]:
+    for one in [*theirs[:4], *ours, *theirs[4:]]:
         turns.arrive(one)
     flying = turns.take(3)
     assert flying == [theirs[0], theirs[1], ours[0]]
-    turns.put_back([theirs[1]])
+    turns.put_back([theirs[1]])  # with another report of its chamber behind it
     turns.drop(1)
     assert len(turns) == 1
     turns.over([theirs[0], ours[0]])
@@ -61,7 +61,7 @@ def test_a_partition_that_leaves_takes_what_was_not_let_through_and_no_other_rep
     assert (len(turns), turns.may_take) == (0, False)
     for one in theirs:
         turns.arrive(one)
-    assert turns.take(9) == [theirs[0], theirs[1], theirs[3]], "as if it had never been here"
+    assert turns.take(9) == [theirs[0], theirs[1], theirs[4]], "as if it had never been here"
 
 
 @given(st.lists(st.sampled_from("ABC"), max_size=30), st.lists(st.tuples(st.integers(0, 4), st.booleans())))

@@ -44,12 +44,14 @@ class Drain(Struct, frozen=True, tag=True):
 
 
 class Yielded(Struct, frozen=True, tag=True):
-    """The partition's *record* is released, at *revision*; its owner had stopped *stopped_ms* before."""
+    """The partition's *record* is released, at *revision*; its owner had stopped *stopped_ms* before, and
+    had judged by chart specs of *spec_revision*: who goes on with older ones would judge as they were."""
 
     partition: int
     record: Record
     revision: int
     stopped_ms: float
+    spec_revision: int = 0
 
 
 class Accepted(Struct, frozen=True, tag=True):

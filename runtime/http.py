@@ -65,10 +65,8 @@ class Server:
         await self._runner.cleanup()
 
 
-async def serve(
-    host: str, port: int, probes: Probes, metrics: Rendered, ring: RingSource | None = None
-) -> Server:
-    """Starts the server in the running loop; without *ring* there is no page of it.
+async def serve(host: str, port: int, probes: Probes, metrics: Rendered, ring: RingSource) -> Server:
+    """Starts the server in the running loop.
 
     Raises SettingsError, naming HTTP_PORT or HTTP_HOST, when it cannot listen there.
     """
@@ -87,17 +85,15 @@ async def serve(
     return Server(runner, int(runner.addresses[0][1]))
 
 
-def _pages(probes: Probes, metrics: Rendered, ring: RingSource | None) -> dict[str, tuple[str, Handler]]:
-    pages = {
+def _pages(probes: Probes, metrics: Rendered, ring: RingSource) -> dict[str, tuple[str, Handler]]:
+    return {
         "/livez": ("is the pod alive, or should it be restarted", _probe(probes.live)),
         "/readyz": ("does the pod serve", _probe(probes.ready)),
         "/startupz": ("is the start over", _probe(probes.started)),
         "/metrics": ("metrics for Prometheus", _rendered(metrics)),
+        "/ring": ("the fleet as this pod sees it", _ring(ring)),
+        "/ring.json": ("the same as JSON", _ring(ring, only_json=True)),
     }
-    if ring is not None:
-        pages["/ring"] = ("the fleet as this pod sees it", _ring(ring))
-        pages["/ring.json"] = ("the same as JSON", _ring(ring, only_json=True))
-    return pages
 
 
 def _probe(check: Callable[[], list[str]]) -> Handler:

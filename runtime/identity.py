@@ -153,10 +153,10 @@ def decide(
         return _in_turn(vacancies, pod, waiting)
     if any(claim.revision != pod.revision for claim in track):
         return Decision(standby=Standby.ROLLING_UPDATE)
-    if room <= 0:
-        return Decision(standby=Standby.ENOUGH_HOLDERS)
     if not open_ids:
         return Decision(standby=Standby.NONE_FREE)
+    if room <= 0:
+        return Decision(standby=Standby.ENOUGH_HOLDERS)
     return _in_turn(open_ids[:room], pod, waiting)
 
 

@@ -151,6 +151,11 @@ class Pool:
         alive = [handle for handle in self.handles if handle.process is not None]
         return all(self._silence_s(handle) <= limit_s for handle in alive)
 
+    @property
+    def spec_revision(self) -> int:
+        """Of the chart specs that the workers were told last; 0 before any."""
+        return self._specs.revision if self._specs is not None else 0
+
     def use_specs(self, specs: pipes.Specs) -> None:
         self._specs = specs
         for handle in self.handles:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from runtime.pool import Pool, WorkerHandle
 
 PLAN_EVERY_S: Final = 0.25
+SPECS_S_MAX: Final = 2.0
+"""How long a partition's next owner waits for the chart specs that the last one had."""
 _LOG = log.get("steward")
 
 
@@ -145,7 +147,9 @@ class Steward:
         standing, stopped_s = await self._hand_over(request.partition, request.stable_id)
         self._tally.handoffs["handed"] += 1
         stopped_ms = (self._clock() - stopped_s) * 1e3
-        return Yielded(request.partition, standing.record, standing.revision, stopped_ms)
+        return Yielded(
+            request.partition, standing.record, standing.revision, stopped_ms, self._pool.spec_revision
+        )
 
     # --- the workers' words ---------------------------------------------------------------------
 
@@ -246,7 +250,19 @@ class Steward:
         acquire = self.handoffs.yielded(partition, Standing(answer.record, answer.revision))
         if acquire is not None:
             self._stopped_s[partition] = self._clock() - answer.stopped_ms / 1e3
+            await self._catch_up(answer.spec_revision)
             await self._acquire(acquire.worker, [acquire])
+
+    async def _catch_up(self, spec_revision: int) -> None:
+        """Waits for chart specs that the former owner had already; those that do not come hold nothing up."""
+        end_s = self._clock() + SPECS_S_MAX
+        while self._pool.spec_revision < spec_revision:
+            if self._clock() >= end_s:
+                _LOG.error(
+                    "goes on with older chart specs than the owner before", spec_revision=spec_revision
+                )
+                return
+            await asyncio.sleep(0.005)
 
     async def _acquire(self, worker: int, deeds: list[Acquire]) -> None:
         me = self.handoffs.me

@@ -427,12 +427,10 @@ class Supervisor:
             await asyncio.sleep(0.01)
         # In a thread: it takes 0.2 s of a free core, and on a busy one so long that a lease might run out.
         pages = await asyncio.to_thread(importlib.import_module, "runtime.pages")
-        server = await pages.serve(self._settings, self._board, self.status)
-        self._log.info("listening", host=self._settings.http_host, port=server.port)
-        try:
-            await asyncio.get_running_loop().create_future()
-        finally:
-            await server.close()
+        await pages.run(self._settings, self._board, self.status, self._on_port)
+
+    def _on_port(self, port: int) -> None:
+        self._log.info("listening", host=self._settings.http_host, port=port)
 
     # --- small change ---------------------------------------------------------------------------
 

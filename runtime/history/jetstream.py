@@ -2,12 +2,17 @@
 
 A whole partition is read by an ephemeral consumer without acks and overlapping pulls; what came since, a
 chamber, and last sequences, by the server's batched direct gets (one request, many replies).
+
+Of a stream with several replicas any of them may answer, also one that lags. What is read must be all that
+was stored before, or a chart would go on from a former state: the stream's leader is asked for the newest
+message, and the reading goes on until that has come.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from base64 import b64decode
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final
 
@@ -16,7 +21,7 @@ import msgspec
 from runtime.connection import Connection
 from runtime.frames import Message, delivery_of, frame_pub, header, pull_left, status_of
 from runtime.history import Loaded, Rest, Take
-from runtime.jetstream import NoAnswer, Reply, UnexpectedAnswer, last_messages
+from runtime.jetstream import NoAnswer, NotFound, Reply, UnexpectedAnswer, last_messages
 from runtime.names import Names
 from runtime.wire import StoredVerdict, Verdict, decode_stored, decode_verdict
 
@@ -30,6 +35,10 @@ PORTION_S: Final = 0.003
 """What decoding and taking one portion may take before the rest."""
 PORTION_FIRST: Final = 16
 """Rows of the first portion; the next ones are as large as the time allows."""
+LEADER_GETS_MAX: Final = 64
+"""Gets that a stream's leader is asked for at the same time."""
+LAG_PAUSE_S: Final = 0.01
+"""Between two looks at a replica that lags."""
 SINCE_MESSAGES: Final = 512
 """Of one direct get of what came since; the server's limit is 1024."""
 
@@ -40,6 +49,7 @@ class JetStreamHistory:
     def __init__(self, connection: Connection, names: Names, depth: int, timeout_s: float) -> None:
         self._connection, self._names = connection, names
         self._depth, self._timeout_s = depth, timeout_s
+        self._replicas: dict[str, int] = {}
 
     async def append(self, verdicts: Sequence[Message]) -> None:
         """Nothing is left to do: the verdicts are stored when their batch is acknowledged."""
@@ -48,8 +58,14 @@ class JetStreamHistory:
         self, partition: int, take: Take, *, after: int | None = None, rest: Rest | None = None
     ) -> Loaded:
         portions = _Portions(take, rest)
-        if after is not None:
-            return await self._load_since(partition, portions, after)
+        if after is None:
+            loaded = await self._load_whole(partition, portions)
+            after = loaded.last
+            if not await self._lags(partition, self._names.verdict(partition), after):
+                return loaded
+        return await self._load_since(partition, portions, after)
+
+    async def _load_whole(self, partition: int, portions: _Portions) -> Loaded:
         stream = self._names.verdicts_stream(partition)
         created = await self._connection.api(
             f"CONSUMER.CREATE.{stream}",
@@ -94,10 +110,42 @@ class JetStreamHistory:
     async def _load_since(self, partition: int, portions: _Portions, after: int) -> Loaded:
         portions.last = after
         stream, subject = self._names.verdicts_stream(partition), self._names.verdict(partition)
-        async for page in self._pages(stream, subject, after + 1, SINCE_MESSAGES):
-            if not await portions.give([(reply.payload, _sequence(reply)) for reply in page]):
-                break
-        return Loaded(portions.given, portions.last)
+        begun_s = time.monotonic()
+        while True:
+            async for page in self._pages(stream, subject, portions.last + 1, SINCE_MESSAGES):
+                if not await portions.give([(reply.payload, _sequence(reply)) for reply in page]):
+                    return Loaded(portions.given, portions.last)
+            if not await self._lags(partition, subject, portions.last):
+                return Loaded(portions.given, portions.last)
+            await self._wait_for_replica(stream, begun_s)
+
+    async def _lags(self, partition: int, subject: str, last: int) -> bool:
+        """Whether the stream's leader has a message on *subject* after the sequence *last*."""
+        stream = self._names.verdicts_stream(partition)
+        if await self._replicas_of(stream) == 1:
+            return False
+        return await self._newest(stream, subject) > last
+
+    async def _replicas_of(self, stream: str) -> int:
+        if stream not in self._replicas:
+            info = await self._connection.api(f"STREAM.INFO.{stream}", timeout_s=self._timeout_s)
+            self._replicas[stream] = int(info["config"].get("num_replicas", 1))
+        return self._replicas[stream]
+
+    async def _newest(self, stream: str, subject: str) -> int:
+        """The sequence of the newest message on *subject*, by the stream's leader; 0 without one."""
+        try:
+            answer = await self._connection.api(
+                f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject}, timeout_s=self._timeout_s
+            )
+        except NotFound:
+            return 0
+        return int(answer["message"]["seq"])
+
+    async def _wait_for_replica(self, stream: str, begun_s: float) -> None:
+        if time.monotonic() - begun_s > self._timeout_s:
+            raise NoAnswer(f"{stream}: the replica that answers has lagged for {self._timeout_s:g} s")
+        await asyncio.sleep(LAG_PAUSE_S)
 
     async def load_chamber(self, partition: int, chamber: str) -> list[StoredVerdict]:
         return [decode_stored(row) for row in await self._messages_of(partition, chamber)]
@@ -108,8 +156,13 @@ class JetStreamHistory:
 
     async def _messages_of(self, partition: int, chamber: str) -> list[bytes]:
         subject, stream = self._names.verdict(partition, chamber), self._names.verdicts_stream(partition)
-        pages = self._pages(stream, subject, 1, self._depth)
-        return [reply.payload async for page in pages for reply in page]
+        begun_s = time.monotonic()
+        while True:
+            pages = self._pages(stream, subject, 1, self._depth)
+            replies = [reply async for page in pages for reply in page]
+            if not await self._lags(partition, subject, _sequence(replies[-1]) if replies else 0):
+                return [reply.payload for reply in replies]
+            await self._wait_for_replica(stream, begun_s)
 
     async def _pages(
         self, stream: str, subject: str, start: int, messages: int
@@ -136,10 +189,28 @@ class JetStreamHistory:
             subjects.append(self._names.verdict(partition, chamber))
         last = dict.fromkeys(chambers, 0)
         for stream, subjects in by_stream.items():
-            for message in await last_messages(self._connection, stream, subjects, self._timeout_s):
+            for message in await self._last_messages(stream, subjects):
                 verdict = decode_stored(message)
                 last[verdict.chamber] = verdict.seq
         return last
+
+    async def _last_messages(self, stream: str, subjects: list[str]) -> list[bytes]:
+        if await self._replicas_of(stream) == 1:
+            return await last_messages(self._connection, stream, subjects, self._timeout_s)
+        messages = []
+        for first in range(0, len(subjects), LEADER_GETS_MAX):
+            some = subjects[first : first + LEADER_GETS_MAX]
+            messages += await asyncio.gather(*(self._last_message(stream, subject) for subject in some))
+        return [message for message in messages if message is not None]
+
+    async def _last_message(self, stream: str, subject: str) -> bytes | None:
+        try:
+            answer = await self._connection.api(
+                f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject}, timeout_s=self._timeout_s
+            )
+        except NotFound:
+            return None
+        return b64decode(answer["message"].get("data", ""))
 
 
 class _Portions:

@@ -44,6 +44,10 @@ class NatsCluster:
             return ""
         return str(answer["cluster"].get("leader", ""))
 
+    async def is_led_anew(self, connection: Connection, stream: str, before: str) -> bool:
+        """Whether another server than *before* leads the stream."""
+        return await self.leader_of(connection, stream) not in ("", before)
+
     async def is_whole(self, connection: Connection, stream: str) -> bool:
         """Whether every copy of the stream is up to date."""
         try:

@@ -19,7 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self, TypeVar
 
 import msgspec
 from rich.console import Console
@@ -33,6 +33,7 @@ from tests.oracle import Stored, Streams
 
 AROUND_NS: Final = 500_000_000
 """A handoff's reports: from this long before the partition was released to this long after it was owned."""
+T = TypeVar("T")
 BOUNDS_MS: Final = (5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 10_000)
 
 
@@ -152,16 +153,17 @@ class Observer:
     def _on_assignment(self, entry: Entry) -> None:
         head, _, number = entry.key.partition(".")
         if head == "partition" and number.isdecimal():
-            record = Owned() if entry.value is None else msgspec.json.decode(entry.value, type=Owned)
+            record = _read(entry.value, Owned) or Owned("vacant" if entry.value is None else "unreadable")
             self.history[int(number)].append(Seen(time.time_ns(), record))
-        elif entry.key == RING_KEY and entry.value is not None:
-            self.rings.append((time.time_ns(), msgspec.json.decode(entry.value, type=RingRecord)))
+        elif entry.key == RING_KEY and (ring := _read(entry.value, RingRecord)) is not None:
+            self.rings.append((time.time_ns(), ring))
 
     def _on_claim(self, entry: Entry) -> None:
-        if entry.value is None:
+        claim = _read(entry.value, Held)
+        if claim is None:
             self.claims.pop(entry.key, None)
         else:
-            self.claims[entry.key] = msgspec.json.decode(entry.value, type=Held)
+            self.claims[entry.key] = claim
 
     # --- what it saw ------------------------------------------------------------------------------
 
@@ -186,6 +188,14 @@ class Observer:
         """The ring as it stood at the event's begin, then each that was committed in it."""
         before = [ring for at_ns, ring in self.rings if at_ns < event.begin_ns]
         return before[-1:] + [ring for at_ns, ring in self.rings if event.begin_ns <= at_ns <= event.end_ns]
+
+
+def _read(value: bytes | None, kind: type[T]) -> T | None:
+    """The value; None without one, or when it cannot be read: tests write such values, too."""
+    try:
+        return msgspec.json.decode(value, type=kind) if value is not None else None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 @dataclass

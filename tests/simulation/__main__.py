@@ -35,6 +35,7 @@ def explore(first: int, count: int) -> dict[str, object]:
         faults.update(fault.kind.name.lower() for fault in schedule.faults)
         sums["samples"] += outcome.samples
         sums["events"] += outcome.events
+        sums["ring_versions_again"] += outcome.versions_again
         sums["zombie_publishes"] += outcome.zombie_publishes
         sums["ring_versions"] += outcome.ring_versions
         sums["partitions_moved"] += outcome.moved

@@ -126,7 +126,9 @@ class Duties:
             case Disown(partition=partition, standing=standing):
                 record = standing.record
                 given_back = release(record, record.epoch or standing.revision, record.position)
-                self._call(lambda _: None, self._server.write_record, partition, given_back, standing.revision)
+                self._call(
+                    lambda _: None, self._server.write_record, partition, given_back, standing.revision
+                )
             case Restore(partition=partition, revision=revision):
                 self._restore(partition, revision)
 

@@ -24,6 +24,17 @@ GRACEFUL_GAP_S: Final = 0.9
 """The longest that a sample waits in a graceful event: judging takes up to 0.3 s, reading what came since a
 copy 10 ms; and the ways to and fro."""
 GRACEFUL_WAYS: Final = 25
+LONE_GAP_S: Final = {
+    Kind.WORKER_CRASH: 1.5,
+    Kind.RESTART: 3.5,
+    Kind.NO_LEADER: 3.0,
+    Kind.TWINS: 4.0,
+    **dict.fromkeys(
+        (Kind.DEAF, Kind.BUCKET_LOST, Kind.COMMIT_CRASH, Kind.FREEZE, Kind.FORGET, Kind.HAND), 1.5
+    ),
+}
+"""The same for a fault that comes alone to a fleet at rest. A container needs 1.6 s to start again; what
+breaks no process ends at most a worker's session."""
 
 
 class Watch:
@@ -108,21 +119,31 @@ class Watch:
         )
         return max(gaps, default=0.0)
 
+    def _bound_s(self) -> float | None:
+        """The longest that a sample may wait in this schedule; None where only the end is promised."""
+        schedule, fault = self._world.schedule, self._world.schedule.faults[0]
+        ways_s = GRACEFUL_WAYS * schedule.lag_s
+        if schedule.is_graceful:
+            # Where no pod can succeed at once, an ID may be vacant until a replacement has started.
+            rolls_down = any(deployment.unavailable for deployment in self._world.deployments)
+            return GRACEFUL_GAP_S + ways_s + rolls_down * self._world.limits.hold_down_s
+        if len(schedule.faults) == 1 and fault.at_s > FIRST_S and fault.kind in LONE_GAP_S:
+            return LONE_GAP_S[fault.kind] + ways_s
+        return None
+
     def at_the_end(self) -> None:
         server, schedule = self._world.server, self._world.schedule
         for partition, times in enumerate(server.samples):
             missing = [seq for seq in range(1, len(times) + 1) if seq not in server.verdicts[partition]]
             if missing:
                 raise Violation(f"partition {partition}: samples {missing[:5]} of {len(times)} are lost")
+        gap_s, bound_s = self.longest_gap_s(), self._bound_s()
+        if bound_s is not None and gap_s > bound_s:
+            raise Violation(
+                f"a sample waited {gap_s:.2f} s though there was only {schedule.faults[0].kind.value}"
+            )
         if not schedule.is_graceful:
             return
-        gap_s = self.longest_gap_s()
-        bound_s = GRACEFUL_GAP_S + GRACEFUL_WAYS * schedule.lag_s
-        if any(deployment.unavailable for deployment in self._world.deployments):
-            # No pod is there to succeed at once: an ID may be vacant until its replacement has started.
-            bound_s += self._world.limits.hold_down_s
-        if gap_s > bound_s:
-            raise Violation(f"a sample waited {gap_s:.2f} s though there was only {schedule.faults[0].kind.value}")
         if self.moved > self.must_move:
             raise Violation(f"{self.moved} partitions moved, the ring moves {self.must_move}")
         if schedule.faults[0].kind is Kind.ROLLING and self.moved:
@@ -166,7 +187,11 @@ def unsettled(world: World) -> list[str]:
         if claim is None:
             why.append(f"partition {partition} belongs to {owner}, which nobody holds")
         elif record is None or record[0].state is not State.OWNED or record[0].pod_uid != claim.pod_uid:
-            has = f"{record[0].state.value} by {record[0].pod_uid}" if record is not None else "without a record"
+            has = (
+                f"{record[0].state.value} by {record[0].pod_uid}"
+                if record is not None
+                else "without a record"
+            )
             why.append(f"partition {partition} belongs to {owner} of {claim.pod_uid}, but is {has}")
         elif serving.get(partition) != [claim.pod_uid]:
             why.append(f"partition {partition} of {claim.pod_uid} is served by {serving.get(partition)}")

@@ -108,9 +108,21 @@ def draw(seed: int) -> Schedule:
     near_s = random.uniform(first_s, last_s)
     for kind in chosen:
         # Faults that coincide find more than faults that come one after the other.
-        at_s = max(0.1, near_s + random.gauss(0.0, 2.0)) if random.random() < 0.6 else random.uniform(first_s, last_s)
+        at_s = (
+            max(0.1, near_s + random.gauss(0.0, 2.0))
+            if random.random() < 0.6
+            else random.uniform(first_s, last_s)
+        )
         length_s = random.uniform(*LENGTH_S.get(kind, (0.0, 0.0)))
-        faults.append(Fault(round(at_s, 2), kind, random.randrange(16), round(length_s, 2), min(round(random.random(), 3), 0.999)))
+        faults.append(
+            Fault(
+                round(at_s, 2),
+                kind,
+                random.randrange(16),
+                round(length_s, 2),
+                min(round(random.random(), 3), 0.999),
+            )
+        )
     faults.sort()
     replicas = random.randint(2, 6)
     # In one schedule of four some pods are spares.

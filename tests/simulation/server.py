@@ -253,7 +253,9 @@ class Server:
         for seq in seqs:
             if seq in stored:
                 if now_s - stored[seq][1] > DUPLICATE_WINDOW_S:
-                    raise Violation(f"partition {partition}: verdict {seq} is stored twice, again by {session}")
+                    raise Violation(
+                        f"partition {partition}: verdict {seq} is stored twice, again by {session}"
+                    )
                 continue  # the message ID is known: dropped
             if seq > 1 and seq - 1 not in stored:
                 raise Violation(

@@ -339,9 +339,9 @@ def test_a_port_that_is_taken_is_an_error_that_names_the_setting() -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             with pytest.raises(SettingsError, match=f"HTTP_PORT: {port} is taken"):
-                await serve("127.0.0.1", port, pod.probes, pod.metrics)
+                await serve("127.0.0.1", port, pod.probes, pod.metrics, pod.watch)
         with pytest.raises(SettingsError, match=r"HTTP_HOST: cannot listen at '192\.0\.2\.1'"):
-            await serve("192.0.2.1", 0, pod.probes, pod.metrics)
+            await serve("192.0.2.1", 0, pod.probes, pod.metrics, pod.watch)
         pod.board.close()
 
     asyncio.run(run())
@@ -350,10 +350,10 @@ def test_a_port_that_is_taken_is_an_error_that_names_the_setting() -> None:
 def test_a_closed_server_has_left_its_port() -> None:
     async def run() -> None:
         pod = Pod()
-        server = await serve("127.0.0.1", 0, pod.probes, pod.metrics)
+        server = await serve("127.0.0.1", 0, pod.probes, pod.metrics, pod.watch)
         await server.close()
         await server.close()
-        again = await serve("127.0.0.1", server.port, pod.probes, pod.metrics)
+        again = await serve("127.0.0.1", server.port, pod.probes, pod.metrics, pod.watch)
         assert again.port == server.port
         await again.close()
         pod.board.close()

@@ -59,14 +59,15 @@ class Departure:
         self._enter = enter
         self.passed_on = False
 
-    async def leave(self, deadline_s: float) -> None:
-        """Hands over what there is time for, releases the rest, gives the ID back. *deadline_s* is monotonic.
+    async def leave(self, deadline_s: float, wait_s: float) -> None:
+        """Hands over what there is time for, releases the rest, gives the ID back. *deadline_s* is monotonic;
+        for *wait_s* a standby may appear.
 
         It may be cancelled (a second SIGTERM): `finish` then does the rest.
         """
         hand_over_s = deadline_s - RELEASE_S
         if self._hands_over():
-            if self._settings.identity is Identity.CLAIM and await self._pass_on(hand_over_s):
+            if self._settings.identity is Identity.CLAIM and await self._pass_on(hand_over_s, wait_s):
                 # The lease that we have is the last one.
                 deadline_s = min(deadline_s, self._lease.deadline_s - MARGIN_S)
                 await self._wait_empty(deadline_s - RELEASE_S)
@@ -112,9 +113,9 @@ class Departure:
             for seen in self._view.beats.values()
         )
 
-    async def _pass_on(self, hand_over_s: float) -> bool:
+    async def _pass_on(self, hand_over_s: float, wait_s: float) -> bool:
         """Passes the claim to a standby; waits for one to appear as long as that makes sense."""
-        patience_s = min(hand_over_s, time.monotonic() + self._settings.successor_wait_s)
+        patience_s = min(hand_over_s, time.monotonic() + wait_s)
         refused: set[str] = set()
         while True:
             for beat in self._standbys():

@@ -330,7 +330,8 @@ class Supervisor:
         assert self._departure is not None
         self._log.info("draining", by="an operator")
         await self._enter(State.DRAINING)
-        await self._departure.leave(time.monotonic() + self._settings.handoff_s + self._settings.drain_s)
+        deadline_s = time.monotonic() + self._settings.handoff_s + self._settings.drain_s
+        await self._departure.leave(deadline_s, wait_s=0.0)  # nobody comes in its place
         self._departure = self._departing = None
         self._drained.set()
         await self._beat()
@@ -391,7 +392,7 @@ class Supervisor:
         if self._departing is not None:  # an operator's drain is under way: SIGTERM ends its patience
             self._departing.cancel()
             await asyncio.gather(self._departing, return_exceptions=True)
-        leaving = asyncio.create_task(departure.leave(deadline_s))
+        leaving = asyncio.create_task(departure.leave(deadline_s, self._settings.successor_wait_s))
         hurry = asyncio.create_task(self._hurry.wait())
         await asyncio.wait([leaving, hurry], return_when=asyncio.FIRST_COMPLETED)
         hurry.cancel()

@@ -128,7 +128,17 @@ class Troubled:
         return [p for p, record in records.items() if record.state == "owned" and record.pod_uid == uid]
 
     async def steady(self, members: int | None = None, deadline_s: float = 30.0) -> None:
-        await self.fleet.steady(members, deadline_s)
+        """Until a live pod owns each partition, the one that the ring wants; some pods may have left."""
+
+        def wrong() -> list[str]:
+            found = self.observer.unsettled({pod.settings.pod_uid for pod in self.fleet.living})
+            have = len(self.observer.ring.members) if self.observer.ring else 0
+            return found if members in (None, have) else [f"the ring has {have} members", *found]
+
+        try:
+            await until(lambda: not wrong(), deadline_s=deadline_s)
+        except AssertionError:
+            raise AssertionError(f"not steady within {deadline_s:g} s: {'; '.join(wrong()[:8])}") from None
 
     async def judged(self, reports: int = 200) -> None:
         """Until so many more reports are stored and all of them are settled."""

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from simulation.schedule import draw
 from simulation.shrink import shrink, told
@@ -23,7 +24,19 @@ SLICE = 200
 FAILURES_SHOWN = 5
 
 
-def explore(first: int, count: int) -> dict[str, object]:
+class Found(NamedTuple):
+    """What a slice of seeds came to; the times are the longest of all."""
+
+    sums: Counter[str]
+    faults: Counter[str]
+    failed: list[tuple[int, str]]
+    gap_s: float
+    graceful_gap_s: float
+    settled_s: float
+    cpu_s: float
+
+
+def explore(first: int, count: int) -> Found:
     """Sums over the seeds *first* ... *first* + *count* - 1."""
     sums: Counter[str] = Counter()
     faults: Counter[str] = Counter()
@@ -49,15 +62,7 @@ def explore(first: int, count: int) -> dict[str, object]:
             graceful_gap_s = max(graceful_gap_s, outcome.gap_s)
         if outcome.violation:
             failed.append((seed, outcome.violation))
-    return {
-        "sums": sums,
-        "faults": faults,
-        "failed": failed,
-        "gap_s": gap_s,
-        "graceful_gap_s": graceful_gap_s,
-        "settled_s": settled_s,
-        "cpu_s": time.process_time() - begun_s,
-    }
+    return Found(sums, faults, failed, gap_s, graceful_gap_s, settled_s, time.process_time() - begun_s)
 
 
 def main() -> int:
@@ -79,21 +84,21 @@ def _explore_all(first: int, schedules: int, path: Path | None) -> int:
     sums: Counter[str] = Counter()
     faults: Counter[str] = Counter()
     failed: list[tuple[int, str]] = []
-    most = Counter[str]()
-    cpu_s, done = 0.0, 0
+    gap_s = graceful_gap_s = settled_s = cpu_s = 0.0
+    done = 0
     slices = [(at, min(SLICE, first + schedules - at)) for at in range(first, first + schedules, SLICE)]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for (at, count), found in zip(slices, pool.map(explore, *zip(*slices, strict=True)), strict=True):
-            sums.update(found["sums"])  # type: ignore[arg-type]
-            faults.update(found["faults"])  # type: ignore[arg-type]
-            for seed, violation in found["failed"]:  # type: ignore[attr-defined]
+            sums.update(found.sums)
+            faults.update(found.faults)
+            for seed, violation in found.failed:
                 failed.append((seed, violation))
                 if len(failed) <= FAILURES_SHOWN:
                     small = shrink(simulate(draw(seed)))
                     print(f"\nseed {seed} fails: {violation}\nshrunk:\n{told(small)}\n", file=sys.stderr)
-            for name in ("gap_s", "graceful_gap_s", "settled_s"):
-                most[name] = max(most[name], found[name])  # type: ignore[assignment,type-var]
-            cpu_s += found["cpu_s"]  # type: ignore[operator]
+            gap_s, settled_s = max(gap_s, found.gap_s), max(settled_s, found.settled_s)
+            graceful_gap_s = max(graceful_gap_s, found.graceful_gap_s)
+            cpu_s += found.cpu_s
             done += count
             took_s = time.monotonic() - begun_s
             print(
@@ -110,9 +115,9 @@ def _explore_all(first: int, schedules: int, path: Path | None) -> int:
         "failed": len(failed),
         "seconds": round(time.monotonic() - begun_s, 1),
         "cpu_ms_a_schedule": round(1e3 * cpu_s / schedules, 1),
-        "longest_wait_s": round(most["gap_s"], 2),
-        "longest_wait_graceful_s": round(most["graceful_gap_s"], 3),
-        "settled_after_s_most": round(most["settled_s"], 1),
+        "longest_wait_s": round(gap_s, 2),
+        "longest_wait_graceful_s": round(graceful_gap_s, 3),
+        "settled_after_s_most": round(settled_s, 1),
         **sums,
         "faults": dict(faults.most_common()),
         "violations": failed[:50],

@@ -1,4 +1,4 @@
-"""A model of the steward: it carries out what `runtime.handoff.Handoffs` plans, by the fake server and links."""
+"""A model of the steward: it carries out what `runtime.handoff.Handoffs` plans."""
 
 from __future__ import annotations
 

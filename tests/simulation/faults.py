@@ -170,7 +170,11 @@ def _cutover(world: World, fault: Fault) -> None:
 def _freeze(world: World, fault: Fault) -> None:
     server = world.server
     server.write(ASSIGNMENTS, "frozen", Frozen("operator", DAWN), None)
-    world.heap.after(fault.length_s, lambda: server.write(ASSIGNMENTS, "frozen", None, None))
+
+    def unfreeze() -> None:
+        server.write(ASSIGNMENTS, "frozen", None, None)
+
+    world.heap.after(fault.length_s, unfreeze)
 
 
 def _forget(world: World, fault: Fault) -> None:

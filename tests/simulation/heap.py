@@ -10,7 +10,7 @@ ACTIONS_MAX: Final = 200_000
 """A schedule takes 2,000-5,000; far more are a loop without end."""
 
 
-class Violation(Exception):  # noqa: N818
+class Violation(Exception):
     """An invariant does not hold."""
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 NO_ANSWER: Final = None
 HELD_SHARE: Final = 0.3
-"""Of the requests written to a connection that is cut off, those that arrive when it heals: TCP sends again."""
+"""Of the requests written to a connection that is cut off: those that arrive when it heals, by TCP."""
 
 
 class Link:

@@ -70,7 +70,8 @@ class Schedule(NamedTuple):
 
     def told(self) -> str:
         head = (
-            f"seed {self.seed}: {self.replicas} replicas, {self.partitions} partitions, lag {self.lag_s * 1e3:.0f} ms"
+            f"seed {self.seed}: {self.replicas} replicas, {self.partitions} partitions, "
+            f"lag {self.lag_s * 1e3:.0f} ms"
             + (f", {self.green} green" if self.green else "")
             + (f", at most {self.holders_max} holders" if self.holders_max < HOLDERS_MAX else "")
         )

@@ -117,8 +117,13 @@ class Serve:
         self.call(
             lambda new: self._on_published(last, None if new is None else len(fresh) - new),
             server.publish,
-            self.partition, fresh, self.epoch, self.generation, (process.pod.uid, process.session), self.acked,
-        )  # fmt: skip
+            self.partition,
+            fresh,
+            self.epoch,
+            self.generation,
+            (process.pod.uid, process.session),
+            self.acked,
+        )
 
     def _on_published(self, last: int, dropped: int | None) -> None:
         """*dropped*: how many the server knew already; then our picture was wrong, and the session ends."""

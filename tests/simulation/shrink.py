@@ -1,4 +1,4 @@
-"""A failing schedule made small: fewer faults, fewer pods, fewer partitions, shorter, while it still fails."""
+"""A failing schedule made small: fewer faults, pods and partitions, shorter, while it still fails."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _smaller(schedule: Schedule) -> Iterator[Schedule]:
     for seed in (schedule.seed, schedule.seed + 1_000_000, schedule.seed + 2_000_000):
         base = schedule._replace(seed=seed)
         for i in range(len(faults)):
-            rest = faults[:i] + faults[i + 1 :]
+            rest = (*faults[:i], *faults[i + 1 :])
             yield base._replace(faults=rest, until_s=max((f.at_s + f.length_s for f in rest), default=8.0))
         if schedule.replicas > 2:
             yield base._replace(replicas=schedule.replicas - 1)
@@ -51,7 +51,7 @@ def _smaller(schedule: Schedule) -> Iterator[Schedule]:
         for i, fault in enumerate(faults):
             if fault.length_s > 1.0:
                 shorter = fault._replace(length_s=round(fault.length_s / 2, 2))
-                yield base._replace(faults=faults[:i] + (shorter,) + faults[i + 1 :])
+                yield base._replace(faults=(*faults[:i], shorter, *faults[i + 1 :]))
 
 
 def told(outcome: Outcome) -> str:

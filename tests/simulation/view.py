@@ -1,7 +1,7 @@
-"""The fleet as one simulated pod sees it: what `runtime.fleet_view.FleetView` holds, fed from the server's log.
+"""The fleet as one simulated pod sees it: what `runtime.fleet_view.FleetView` holds, from the server's log.
 
-Changes arrive in order, each after a delay of its own; what a pod could not hear (it was frozen, cut off) comes
-when it can again, and what its watch lost comes by the next re-read of everything.
+Changes arrive in order, each after a delay of its own; what a pod could not hear (it was frozen, cut off)
+comes when it can again, and what its watch lost comes by the next re-read of everything.
 """
 
 from __future__ import annotations
@@ -29,15 +29,14 @@ class Seen(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def _layout_of(members: tuple[tuple[str, str, float], ...], pins: str, partitions: int) -> Layout:
-    named = {name: Member(track, weight) for name, track, weight in members}
-    return Layout(RingRecord(1, partitions, named, eval(pins)))
+def _layout_of(members: tuple[tuple[str, str, float], ...], partitions: int) -> Layout:
+    return Layout(RingRecord(1, partitions, {name: Member(track, weight) for name, track, weight in members}))
 
 
 def owners_of(record: RingRecord) -> list[str | None]:
     """Owners of the partitions by the real ring, which takes 10 ms a change: computed once for each."""
     members = tuple(sorted((name, member.track, member.weight) for name, member in record.members.items()))
-    return _layout_of(members, repr(record.pins), record.partitions).owners
+    return _layout_of(members, record.partitions).owners if not record.pins else Layout(record).owners
 
 
 class CachedLayout(Layout):

@@ -180,6 +180,14 @@ class Cache:
         self._match(chamber, found)
         return found
 
+    def allot(self, chamber: Chamber, names: list[str]) -> list[int]:
+        """Free slots for charts of a chamber that has none yet; the caller fills them. Raises CacheFull
+        when there are not enough: it evicts nothing."""
+        if len(self._free_slots) < len(names):
+            raise CacheFull
+        self._allocate(chamber, names)
+        return [chamber.slots[name] for name in names]
+
     def resolve_reset(self, chamber: Chamber, names: list[str]) -> ChartList:
         """The charts in memory that a reset of *names* (none: of all) concerns; others forget nothing."""
         known = [slot for name, slot in chamber.slots.items() if not names or name in names]

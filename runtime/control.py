@@ -58,12 +58,16 @@ class Accepted(Struct, frozen=True, tag=True):
     pass
 
 
+class Absent(Struct, frozen=True, tag=True):
+    """Nothing is served here: the pod lives, and is not the owner that it was."""
+
+
 class Refused(Struct, frozen=True, tag=True):
     why: str
 
 
 Request = Yield | Succeed | Drain
-Answer = Yielded | Accepted | Refused
+Answer = Yielded | Accepted | Absent | Refused
 
 _request: Final = msgspec.json.Decoder(Request)
 _answer: Final = msgspec.json.Decoder(Answer)

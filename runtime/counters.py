@@ -66,6 +66,10 @@ class Counter(IntEnum):
     SPEC_REVISION = 24
     KERNEL_MISSES = 25
     """Kernels that had to be compiled because the kernel cache lacked them."""
+    TRANSFERRED = 26
+    """Chambers copied from the memory of their owner."""
+    TRANSFERS_FAILED = 27
+    """Copies that were to come from their owner's memory, and were read from the history."""
 
 
 GAUGES: Final = frozenset(

@@ -34,7 +34,7 @@ RELEASE_S: Final = 1.5
 """Of the time to leave, what is kept for draining and releasing what nobody asked for."""
 MARGIN_S: Final = 0.5
 """Before the end of a lease that is passed on, when everything must be released."""
-STARTING_S: Final = 3.0
+STARTING_S: Final = 1.5
 """Of the time to leave, what must be left for a successor that is still starting to be waited for."""
 STAYING: Final = (State.STARTING, State.STANDBY, State.ACTIVE)
 _LOG = log.get("departure")

@@ -101,6 +101,8 @@ class FleetView:
         """Of `ring`; None when this version cannot compute it: an unknown algorithm, other PARTITIONS."""
         self.tracks = Tracks()
         self.frozen: Frozen | None = None
+        self.lost: dict[str, bytes] = {}
+        """What operators wrote and the bucket has lost without a trace; the leader writes it again."""
         self.forget: frozenset[str] = frozenset()
         self.leader: Seen[bytes] | None = None
         self.problems: dict[str, str] = {}
@@ -110,7 +112,11 @@ class FleetView:
         self._random = random
         self._clock = clock
         self._session = session
+        self._started_s = clock()
+        self._words: dict[str, bytes] = {}
         self._repair = repair
+        self._usable: tuple[Seen[RingRecord] | None, Layout | None] = None, None
+        """The last ring that this version could compute."""
         self._own_seen = False
         self._doubled = ""
         self._heard_s: dict[str, float] = {}
@@ -179,6 +185,18 @@ class FleetView:
         return seen.value if seen is not None else Record(), self.record_revisions.get(partition, 0)
 
     # --- who lives ------------------------------------------------------------------------------
+
+    @property
+    def watched_s(self) -> float:
+        """For how long this view has noted who is heard."""
+        return self._clock() - self._started_s
+
+    def has_draining(self, track: str) -> bool:
+        """Whether a holder of *track* is on its way out and looks for a successor."""
+        return any(
+            seen.value.state is State.DRAINING and seen.value.track == track and uid in self.held
+            for uid, seen in self.beats.items()
+        )
 
     def silent_s(self, pod_uid: str) -> float:
         """Seconds since a heartbeat or the renewal of a claim of the pod arrived; inf if none ever did."""
@@ -281,6 +299,16 @@ class FleetView:
 
     def _on_assignment(self, entry: Entry) -> None:
         key = entry.key
+        if key in (TRACKS_KEY, FROZEN_KEY):
+            if entry.revision == 0 and key in self._words:
+                # No marker of a deletion: the bucket was made anew. What was said stands.
+                self.lost[key] = self._words[key]
+                return
+            self.lost.pop(key, None)
+            if entry.value is None:
+                self._words.pop(key, None)
+            else:
+                self._words[key] = entry.value
         if key.startswith(_PARTITION):
             self._on_record(entry)
         elif key == RING_KEY:
@@ -325,10 +353,19 @@ class FleetView:
             self.layout, self.ring_problem = self._laid_out(record)
             if self.ring_problem:
                 self._note(bucket, RING_KEY, self.ring_problem)
+            else:
+                self._usable = self.ring, self.layout
         elif entry.value is not None:
             self.ring_problem = self.problems[f"{bucket}/{RING_KEY}"]
         elif self.ring is not None:
-            self.ring_problem = "the record was deleted; the last one stands until the leader writes it again"
+            if self.layout is None:
+                # What nobody could use was deleted, by a person: the one before it stands, if there was one.
+                self.ring, self.layout = self._usable
+            gone = "the record was deleted; the last one stands until the leader writes it again"
+            self.ring_problem = gone if self.ring is not None else ""
+        if record is None and self.ring is not None:
+            # A bucket made anew counts from 1 again: no revision of it is that of our ring.
+            self.ring = self.ring._replace(revision=-1)
         self._tell("ring")
 
     def _laid_out(self, record: RingRecord) -> tuple[Layout | None, str]:

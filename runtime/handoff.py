@@ -190,7 +190,11 @@ class Handoffs:
             deed: Deed | None
             if self.holding and owner == self.me.stable_id:
                 deed = self._want(partition, fleet, now_s)
-            elif prospect is not None and prospect.owners[partition] == self.me.stable_id:
+            elif (
+                prospect is not None
+                and prospect.owners[partition] == self.me.stable_id
+                and not self._has(partition, fleet)
+            ):
                 deed = self._prepare(partition, now_s)
             else:
                 deed = self._leave(partition, owner, fleet, now_s)
@@ -223,6 +227,12 @@ class Handoffs:
                 part.phase = Phase.ASKING
                 return Ask(partition, standing.record.pod_uid)
         return None
+
+    def _has(self, partition: int, fleet: FleetSeen) -> bool:
+        """Whether we own the partition, by its record or by what is under way."""
+        part, record = self.parts.get(partition), fleet.standing(partition).record
+        ours = record.state is State.OWNED and record.pod_uid == self.me.pod_uid
+        return ours or (part is not None and part.phase in (Phase.ACQUIRING, Phase.SERVING, Phase.YIELDING))
 
     def _prepare(self, partition: int, now_s: float) -> Copy | None:
         """Copies a partition that will be ours after a cutover, and keeps the copy fresh."""

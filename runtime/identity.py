@@ -78,6 +78,7 @@ class Standby(StrEnum):
     ENOUGH_HOLDERS = "as many defenders as MAX_DEFENDERS hold an ID"
     NONE_FREE = "no stable ID of ID_RANGE is free"
     DRAINED = "drained by an operator; defender drain --undo lets it take part again"
+    SUCCESSION = "a defender of this track leaves, and may pass its ID on"
     RESERVED = "takes over the ID of a defender that leaves"
     RING_UNKNOWN = "the ring cannot be computed by this version, or with this PARTITIONS"
 
@@ -267,7 +268,7 @@ class Claimant:
             waiting=view.waiting(settings.track),
             ring_members=view.ring.value.members if view.ring is not None else (),
             identity=settings.identity,
-            hold=self._hold,
+            hold=self._hold or (Standby.SUCCESSION if view.has_draining(settings.track) else None),
             kept=view.kept(),
         )
 

@@ -5,8 +5,9 @@
         └── deadline passed, or another wrote the key ─────┤
                                                            └──resign──► the key is deleted, another takes it
 
-A term lasts until *start of the last successful request* + 2/3 of ``leader_ttl_s`` on the monotonic clock,
-before the server lets the key expire. Two that both believe to lead do no harm: each of their writes is a
+A term lasts until *start of the last successful request* + half of ``leader_ttl_s`` on the monotonic clock.
+When that long nothing has been heard of it, another takes the key, which the server would let expire only
+later. Two that both believe to lead do no harm: each of their writes is a
 compare-and-set on what they saw. The revision of the write that won the key is the term.
 
 What to write is decided by `policy`; here it is carried out, after a look at the deadline.
@@ -48,8 +49,10 @@ from runtime.records import FORGET_PREFIX, RING_KEY
 if TYPE_CHECKING:
     from runtime.config import Settings
 
-HELD: Final = 2 / 3
+HELD: Final = 1 / 2
 """The share of leader_ttl_s that a term lasts from the start of the request that renewed it."""
+MARGIN_S: Final = 0.25
+"""Added by those who wait for a term's end: clocks differ a little in their pace."""
 STEP_S: Final = 0.25
 RETRY_S: Final = 0.2
 HESITATE_S_MAX: Final = 0.1
@@ -245,9 +248,13 @@ class Leader:
         return not problem
 
     def _is_free(self) -> bool:
-        """Whether nobody has the key, or we ourselves: an election or a renewal whose answer never came."""
+        """Whether nobody has the key, or we ourselves: an election or a renewal whose answer never came. Or
+        its term is over: nothing was heard of it for so long that its leader has stopped leading."""
         standing = self._view.leader
-        return standing is None or self._is_ours(standing.value)
+        if standing is None or self._is_ours(standing.value):
+            return True
+        silent_s = self._clock() - standing.arrived_s
+        return silent_s > HELD * self._settings.leader_ttl_s + MARGIN_S and not self._watch.outage
 
     def _is_ours(self, value: bytes) -> bool:
         try:
@@ -326,6 +333,7 @@ class Leader:
         self._watch.step(now_s, now_s - own.arrived_s if own is not None else math.inf)
         if not self.leading:
             return
+        await self._write_again()
         policy = self._policy
         ring_revision = self._view.ring_revision
         orders = policy.step(self._situation(now_s))
@@ -334,6 +342,13 @@ class Leader:
             if not self.leading or self._policy is not policy:
                 return
             await self._carry_out(order, ring_revision)
+
+    async def _write_again(self) -> None:
+        """What operators said, where the bucket has lost it."""
+        for key, value in list(self._view.lost.items()):
+            with contextlib.suppress(Conflict):
+                await self._records.create(key, value)
+                _LOG.error("an operator's word was lost with its bucket, and is written again", key=key)
 
     def _situation(self, now_s: float) -> Situation:
         view, frozen = self._view, self._view.frozen
@@ -360,6 +375,8 @@ class Leader:
             forget=view.forget,
             outage=self._watch.outage,
             aftermath=self._watch.aftermath,
+            version_seen=max((seen.value.ring_version for seen in view.beats.values()), default=0),
+            watched_s=view.watched_s,
         )
 
     def _tell(self, policy: Policy) -> None:

@@ -84,6 +84,8 @@ _TOTALS: Final = (
     (Counter.EVICTIONS, "defender_cache_evictions", "Charts that made room for others."),
     (Counter.HISTORY_READS, "defender_history_reads", "Reads of the history on a cache miss."),
     (Counter.REBUILT_REPORTS, "defender_rebuilt_reports", "Reports read from the history to rebuild charts."),
+    (Counter.TRANSFERRED, "defender_transferred_chambers", "Chambers copied from the memory of their owner."),
+    (Counter.TRANSFERS_FAILED, "defender_transfers_failed", "Copies that the owner could not give."),
     (Counter.SESSIONS, "defender_nats_sessions", "NATS sessions that workers began."),
     (Counter.BYTES_IN, "defender_received_bytes", "Bytes of reports."),
     (Counter.BYTES_OUT, "defender_published_bytes", "Bytes of verdicts, alarms and rejections."),

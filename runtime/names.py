@@ -102,6 +102,10 @@ class Names:
         """Where a pod listens to the others, and to operators."""
         return f"{self.root}.pod.{pod_uid}"
 
+    def memory(self, pod_uid: str, worker: int) -> str:
+        """Where a pod's worker gives others what it has in memory."""
+        return f"{self.root}.pod.{pod_uid}.memory.{worker}"
+
     def consumer(self, partition: int, epoch: int) -> str:
         return f"p{partition}-e{epoch}"
 

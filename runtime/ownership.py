@@ -208,7 +208,13 @@ class Ownership:
         await asyncio.gather(*self._deleting, return_exceptions=True)
 
     async def _write_owner(self, want: Want, worker: int) -> int | None:
-        return await self._write(want.partition, acquire(want.record, self._me, worker), want.revision)
+        """A write that was not answered counts as lost, even if the record is as we would have it: another
+        process of our pod may have written the same. It is then acquired again, with an epoch of its own."""
+        value = msgspec.json.encode(acquire(want.record, self._me, worker))
+        try:
+            return await self.bucket.update(key(want.partition), value, want.revision)
+        except Conflict:
+            return None
 
     async def _write(self, partition: int, record: Record, revision: int) -> int | None:
         """The revision of the record written by compare-and-set; None when another wrote before."""

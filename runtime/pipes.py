@@ -4,7 +4,7 @@ worker                                     supervisor
   │ ── Ready ─────────────────────────────────► │   connected, memory settled: partitions may come
   │ ◄──────────────────────────────── Assign ── │   serve these, too
   │ ── Serving ───────────────────────────────► │   of each: its history is in memory, its reports are judged
-  │ ◄────────────────────────────────── Copy ── │   read the history of these ahead, beside the live work
+  │ ◄────────────────────────────────── Copy ── │   read these ahead, beside the live work
   │ ── Copied ────────────────────────────────► │   of each; it is still not served
   │ ◄──────────────────────────────── Forget ── │   these will not come after all: drop what was copied
   │ ◄───────────────────────────────── Yield ── │   stop serving these
@@ -48,11 +48,21 @@ class Assign(Struct, frozen=True, tag=True):
     assignments: list[Assignment]
 
 
+class Source(Struct, frozen=True):
+    """Who serves a partition: the pod's worker, and its epoch."""
+
+    pod_uid: str
+    worker: int
+    epoch: int
+
+
 class Copy(Struct, frozen=True, tag=True):
-    """Read the history of these, which others serve yet; an `Assign` then takes what came since."""
+    """Read these ahead, which others serve yet; an `Assign` then takes what came since. From the memory of
+    whoever serves them, where *sources* (by partition) tells, else from the history."""
 
     session: int
     partitions: list[int]
+    sources: dict[int, Source] = {}
 
 
 class Forget(Struct, frozen=True, tag=True):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from runtime import pipes
 from runtime.counters import Board, Counter
+from runtime.fleet_report import admitted
 from runtime.membership import Heartbeat, Load, State, versions
 from runtime.pool import WorkerState
 from runtime.tally import Tally
@@ -111,9 +112,10 @@ class PodStatus:
         ]
         layout = view.layout
         claim = view.claims.get(stable_id)
+        joins = claim is None or admitted(view.tracks, claim.value)
         if layout is None:
             why.append("no ring is committed yet")
-        elif stable_id not in layout.members and (claim is None or claim.value.joins):
+        elif stable_id not in layout.members and joins:
             why.append(f"{stable_id} is not in the ring yet")
         if missing := steward.not_copied():
             why.append(f"{missing} partitions are not copied yet, for a cutover")

@@ -2,7 +2,8 @@
 
 `Policy.step` is called with what the leader sees, at each change and at least every second, and returns
 what to write; each write is a compare-and-set, and an order comes again until its effect is seen. A policy
-lives as long as its leader's term: every clock of a new one starts at its first step.
+lives as long as its leader's term: the clocks of joins and vacancies start anew with it. Silence is counted
+by the pod's own view from when that began, so that the death of a leader costs no second wait.
 
     holder of an admitted track ──waits settle_s, with those that come meanwhile──► member
     member, its holder LEAVING ──0.3 settle_s, likewise──► out
@@ -74,6 +75,10 @@ class Situation(NamedTuple):
     outage: bool = False
     aftermath: bool = False
     """An outage has ended lately (`OutageWatch`): whoever is silent may only not be back yet."""
+    version_seen: int = 0
+    """The highest version of the ring that any defender has told of."""
+    watched_s: float | None = None
+    """For how long this pod has noted who is silent; None: since the policy's first step."""
 
 
 class Commit(NamedTuple):
@@ -217,7 +222,7 @@ class Policy:
         heartbeats. So whoever has missed one counts when the first has been silent for long enough.
         """
         limits = self._limits
-        known_s = seen.now_s - (self._began_s or 0.0)
+        known_s = seen.now_s - (self._began_s or 0.0) if seen.watched_s is None else seen.watched_s
         suspect_s = max(limits.silence_s - limits.renew_s, 1.25 * limits.renew_s)
         if known_s < suspect_s:
             self.mass_loss = False
@@ -267,6 +272,7 @@ class Policy:
     def _next_record(self, seen: Situation) -> RingRecord | None:
         """The record to commit, None when none is due."""
         ring = seen.ring
+        self._highest = max(self._highest, seen.version_seen)
         if ring is not None:
             problem = problem_of(ring, self._names)
             if problem:

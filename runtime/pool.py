@@ -17,7 +17,7 @@ import collections
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from multiprocessing.connection import Connection as Pipe
 from multiprocessing.process import BaseProcess
@@ -93,8 +93,8 @@ class WorkerHandle:
     def assign(self, assignments: list[pipes.Assignment]) -> bool:
         return self._tell(lambda session: pipes.Assign(session, assignments))
 
-    def copy(self, partitions: Iterable[int]) -> bool:
-        return self._tell(lambda session: pipes.Copy(session, list(partitions)))
+    def copy(self, partitions: Iterable[int], sources: Mapping[int, pipes.Source] | None = None) -> bool:
+        return self._tell(lambda session: pipes.Copy(session, list(partitions), dict(sources or {})))
 
     def forget(self, partitions: Iterable[int]) -> bool:
         return self._tell(lambda session: pipes.Forget(session, list(partitions)))

@@ -54,6 +54,20 @@ class Rebuild:
         columns.restore(self._cache)
         return True
 
+    def adopt(self, name: str, seq: int, ordinal: int, charts: list[str]) -> list[int] | None:
+        """A chamber as its owner has it in memory: the slots of its charts, for the caller to fill at once.
+        None when it is there already, or there is no room."""
+        chamber = self._chamber(name)
+        if chamber is None or chamber.seq:
+            return None
+        try:
+            slots = self._cache.allot(chamber, charts)
+        except CacheFull:
+            self._refuse(chamber, _Columns())
+            return None
+        chamber.seq, chamber.ordinal = seq, ordinal
+        return slots
+
     def finish(self) -> None:
         """The chambers filled are valid from here on, and the partition is read."""
         chambers = [chamber for chamber in self._filling.values() if self._is_there(chamber)]

@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from enum import Enum
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -31,12 +32,14 @@ from runtime import pipes
 from runtime.config import Settings
 from runtime.connection import Connection
 from runtime.counters import Board, Counter, WorkerCounters
-from runtime.history import History
+from runtime.history import History, Rest
 from runtime.intake import Intake
 from runtime.judge import Judge
 from runtime.passage import Passage, SessionBroken
 from runtime.readings import Readings
+from runtime.rebuild import Rebuild
 from runtime.specs import Specs
+from runtime.transfer import Giver, fetch, page_from
 
 TICK_S: Final = 0.25
 STALE_S: Final = 60.0
@@ -55,6 +58,7 @@ class Session:
     def __init__(
         self,
         number: int,
+        worker: int,
         settings: Settings,
         connection: Connection,
         history: History,
@@ -67,7 +71,9 @@ class Session:
         self._settings, self._connection = settings, connection
         self._cache, self._counters, self._say = judge.cache, counters, say
         self._passage = Passage(settings, connection, history, judge, board, counters, self._break)
-        self._readings = Readings(self._cache, history, settings.copies_max, lambda: self._passage.is_live)
+        self._readings = Readings(
+            self._cache, history, settings.copies_max, lambda: self._passage.is_live, self._fetch
+        )
         self._intakes: dict[int, Intake] = {}
         """Of the partitions that are assigned."""
         self._coming: dict[int, asyncio.Task[None]] = {}
@@ -76,6 +82,8 @@ class Session:
         self._beside: set[asyncio.Task[None]] = set()
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._begun_at = time.monotonic()
+        subject = settings.names.memory(settings.pod_uid, worker)
+        self._start(Giver(self._cache, connection, subject, self._passage.serves).run())
 
     # --- the supervisor's words -----------------------------------------------------------------
 
@@ -96,13 +104,11 @@ class Session:
             self._coming[partition] = self._start(self._take_on(found, intake, begun_s))
         self._share_window()
 
-    def copy(self, partitions: Iterable[int]) -> None:
-        """Reads the history of these ahead, which others serve yet, or what came since. `Copied` tells of
-        each."""
+    def copy(self, partitions: Iterable[int], sources: Mapping[int, pipes.Source]) -> None:
+        """Reads these ahead, which others serve yet, or what came since. `Copied` tells of each."""
         for partition in partitions:
             if partition not in self._intakes and not self._readings.is_copying(partition):
-                if not self._readings.has_copy(partition):
-                    self._readings.plan_copy(partition)
+                self._readings.plan_copy(partition, sources.get(partition))
                 self._coming[partition] = self._start(self._copy(partition))
 
     def forget(self, partitions: Iterable[int]) -> None:
@@ -159,6 +165,9 @@ class Session:
         for intake in self._intakes.values():
             counters.set_lag(intake.partition, intake.lag + len(intake.pending))
         self._passage.gauge()
+        counters.add(Counter.TRANSFERRED, self._readings.transferred)
+        counters.add(Counter.TRANSFERS_FAILED, self._readings.failed)
+        self._readings.transferred = self._readings.failed = 0
         counters.set(Counter.SLOTS_USED, cache.slots_used)
         counters.set(Counter.CHAMBERS, len(cache.chambers))
         counters.add(Counter.EVICTIONS, cache.evictions)
@@ -185,6 +194,13 @@ class Session:
             self._counters.add(Counter.REBUILT_REPORTS, reports)
             self._say(pipes.Copied(self.number, partition, reports))
 
+    async def _fetch(
+        self, partition: int, source: pipes.Source, rebuild: Rebuild, rest: Rest
+    ) -> tuple[int, list[str]]:
+        subject = self._settings.names.memory(source.pod_uid, source.worker)
+        page_of = partial(page_from, self._connection, subject)
+        return await fetch(page_of, partition, source.epoch, self._cache, rebuild, rest)
+
     def _stop_reading(self, partition: int) -> None:
         coming = self._coming.pop(partition, None)
         if coming is not None:
@@ -195,7 +211,7 @@ class Session:
         """Serves a partition from when its history is in memory."""
         partition, reports = found.partition, 0
         if not self._readings.is_kept(partition, found.epoch):
-            reports = await self._readings.ready(partition)
+            reports = await self._readings.ready(partition, found.before)
             took_s = time.monotonic() - begun_s
             self._counters.set(Counter.REBUILD_US, int(took_s * 1e6))
             self._counters.add(Counter.REBUILT_REPORTS, reports)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from runtime import control, log, pipes
 from runtime.bus import TRANSIENT, Connection, backoff_s
-from runtime.control import NobodyListens, Refused, Yielded
+from runtime.control import Absent, NobodyListens, Refused, Yielded
 from runtime.errors import DefenderError, Fenced
 from runtime.handoff import (
     Acquire,
@@ -28,7 +28,7 @@ from runtime.handoff import (
     Yield,
 )
 from runtime.ownership import Acquired, Ownership, Want
-from runtime.ownership_record import Owner
+from runtime.ownership_record import Owner, State
 from runtime.prospect import Outlook
 from runtime.tally import Tally
 
@@ -204,7 +204,7 @@ class Steward:
             match deed:
                 case Copy(partition=partition, worker=worker):
                     self._begun_s.setdefault(partition, now_s)
-                    self._pool.handles[worker].copy([partition])
+                    self._pool.handles[worker].copy([partition], self._sources(partition))
                 case Forget(partition=partition, worker=worker):
                     self._begun_s.pop(partition, None)
                     self._pool.handles[worker].forget([partition])
@@ -224,6 +224,13 @@ class Steward:
             self._start(self._acquire(worker, acquires))
         self._changed.set()
 
+    def _sources(self, partition: int) -> dict[int, pipes.Source]:
+        """Who has the partition in memory."""
+        record, revision = self._outlook.standing(partition)
+        if record.state is not State.OWNED or record.worker < 0:
+            return {}
+        return {partition: pipes.Source(record.pod_uid, record.worker, record.epoch or revision)}
+
     async def _ask(self, partition: int, pod_uid: str) -> None:
         layout, me = self._view.layout, self.handoffs.me
         version = layout.version if layout is not None else 0
@@ -240,6 +247,9 @@ class Steward:
         except TRANSIENT as error:
             self._unanswered(error)
             self.handoffs.refused(partition, self._clock())
+            return
+        if isinstance(answer, Absent):
+            self.handoffs.unreachable(partition, pod_uid, self._clock())
             return
         if not isinstance(answer, Yielded):
             self._tally.refused += 1

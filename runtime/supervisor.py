@@ -28,7 +28,7 @@ from runtime import config, control, fork, log, pipes
 from runtime.bucket import Bucket, Conflict
 from runtime.bus import TRANSIENT, Connection, backoff_s, connect
 from runtime.config import Settings
-from runtime.control import Accepted, Listener, Refused
+from runtime.control import Absent, Accepted, Listener, Refused
 from runtime.counters import Board
 from runtime.departure import Departure
 from runtime.errors import DefenderError, Fenced, InputError
@@ -284,7 +284,7 @@ class Supervisor:
         match request:
             case control.Yield():
                 if self.status.steward is None or self._steering is None:
-                    return Refused("no stable ID is held here")
+                    return Absent()
                 return await self.status.steward.answer(request)
             case control.Succeed():
                 return self._succeed(request)

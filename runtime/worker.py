@@ -142,7 +142,15 @@ class Worker:
             self._counters.add(Counter.SESSIONS)
             number = self._counters.get(Counter.SESSIONS)  # it counts on over deaths of this worker
             self._session = session = Session(
-                number, settings, connection, history, judge, self._board, self._counters, self._say
+                number,
+                self._index,
+                settings,
+                connection,
+                history,
+                judge,
+                self._board,
+                self._counters,
+                self._say,
             )
             self._counters.set(Counter.SPEC_REVISION, revision)
             return await self._serve(session, connection)
@@ -200,8 +208,8 @@ class Worker:
         match word:
             case pipes.Assign(assignments=assignments):
                 session.assign(assignments)
-            case pipes.Copy(partitions=partitions):
-                session.copy(partitions)
+            case pipes.Copy(partitions=partitions, sources=sources):
+                session.copy(partitions, sources)
             case pipes.Forget(partitions=partitions):
                 session.forget(partitions)
             case pipes.Yield(partitions=partitions):

@@ -34,12 +34,13 @@ async def until(
 _numbers = iter(range(1, 1_000_000))
 
 
-def settings_for(server: NatsServer, **changes: Any) -> Settings:
-    """Settings of a fleet of its own on *server*: subjects, streams and buckets that no other test has."""
+def settings_for(server: NatsServer | str, **changes: Any) -> Settings:
+    """Settings of a fleet of its own on *server* (or its URLs): subjects, streams and buckets that no other
+    test has."""
     own = f"t{next(_numbers)}"
     return msgspec.structs.replace(
         Settings(
-            nats_servers=server.url,
+            nats_servers=server if isinstance(server, str) else server.url,
             subject_root=own,
             stream_samples=f"{own}-SAMPLES",
             stream_verdicts=f"{own}-VERDICTS",

@@ -86,6 +86,9 @@ class MemoryHistory:
                 await rest(0.0)
         return Loaded(given, last)
 
+    async def position(self, partition: int) -> int:
+        return len(self.verdicts.messages)
+
     async def load_chamber(self, partition: int, chamber: str) -> list[StoredVerdict]:
         return [
             decode_stored(row) for row in self.verdicts.of_subject(self._names.verdict(partition, chamber))

@@ -44,6 +44,10 @@ class History(Protocol):
         With *rest* it is background work: small portions, with a rest between them.
         """
 
+    async def position(self, partition: int) -> int:
+        """Where the store stands now: `load_partition` with this as *after* gives all of the partition that
+        is stored from here on, whatever else it gives."""
+
     async def load_chamber(self, partition: int, chamber: str) -> list[StoredVerdict]:
         """A chamber's last D reports, oldest first; empty for a chamber that was never judged."""
 

@@ -61,7 +61,7 @@ class JetStreamHistory:
         if after is None:
             loaded = await self._load_whole(partition, portions)
             after = loaded.last
-            if not await self._lags(partition, self._names.verdict(partition), after):
+            if portions.ended or not await self._lags(partition, self._names.verdict(partition), after):
                 return loaded
         return await self._load_since(partition, portions, after)
 
@@ -89,6 +89,11 @@ class JetStreamHistory:
             return await self._read(stream, name, waiting, portions)
         finally:
             self._let_go(f"$JS.API.CONSUMER.DELETE.{stream}.{name}")
+
+    async def position(self, partition: int) -> int:
+        stream = self._names.verdicts_stream(partition)
+        answer = await self._connection.api(f"STREAM.INFO.{stream}", timeout_s=self._timeout_s)
+        return int(answer["state"]["last_seq"])
 
     def _let_go(self, request: str) -> None:
         """Asks without waiting for the answer: a consumer that stays after all ends by its inactivity."""
@@ -218,6 +223,8 @@ class _Portions:
 
     def __init__(self, take: Take, rest: Rest | None) -> None:
         self.given = self.last = 0
+        self.ended = False
+        """Whether no more was taken."""
         self.rest = rest
         self._take = take
         self._most = PORTION_FIRST
@@ -243,7 +250,8 @@ class _Portions:
     def _some(self, rows: list[tuple[bytes, int]]) -> bool:
         self.given += len(rows)
         self.last = rows[-1][1]
-        return self._take([decode_stored(payload) for payload, _ in rows])
+        self.ended = not self._take([decode_stored(payload) for payload, _ in rows])
+        return not self.ended
 
 
 def _sequence(reply: Reply) -> int:

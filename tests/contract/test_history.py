@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NamedTuple, Protocol
 
@@ -11,13 +12,13 @@ import pytest
 from fleet import connected, settings_for
 
 from runtime.bus import within
-from runtime.embedded import NatsServer
 from runtime.frames import Message
 from runtime.history import History, Rest
 from runtime.history.jetstream import JetStreamHistory
 from runtime.names import Names
 from runtime.resources import ensure
 from runtime.wire import StoredVerdict, Verdict
+from tests.fleets.cluster import nats_cluster
 from tests.memory_history import MemoryHistory
 
 DEPTH = 16
@@ -36,9 +37,24 @@ class Opened(Protocol):
     def __call__(self) -> AbstractAsyncContextManager[Store]: ...
 
 
-@pytest.fixture(params=["memory", "jetstream"])
+@pytest.fixture(scope="module")
+def nats_cluster_url() -> Iterator[str]:
+    """Three servers, whose streams have three replicas: any of them may answer, also one that lags."""
+    with asyncio.Runner() as runner:
+        cluster = nats_cluster()
+        url = runner.run(cluster.__aenter__()).url
+        yield url
+        runner.run(cluster.__aexit__(None, None, None))
+
+
+@pytest.fixture(params=["memory", "jetstream", "jetstream with three replicas"])
 def opened(request: pytest.FixtureRequest) -> Opened:
     """Opens an empty store of each kind."""
+    shape: dict[str, Any] = {"history_depth": DEPTH, "window": DEPTH, "partitions": PARTITIONS}
+    if request.param == "jetstream":
+        settings = settings_for(request.getfixturevalue("nats_server"), **shape)
+    elif request.param != "memory":
+        settings = settings_for(request.getfixturevalue("nats_cluster_url"), stream_replicas=3, **shape)
 
     @asynccontextmanager
     async def memory() -> AsyncIterator[Store]:
@@ -54,8 +70,6 @@ def opened(request: pytest.FixtureRequest) -> Opened:
 
     @asynccontextmanager
     async def jetstream() -> AsyncIterator[Store]:
-        server: NatsServer = request.getfixturevalue("nats_server")
-        settings = settings_for(server, history_depth=DEPTH, window=DEPTH, partitions=PARTITIONS)
         async with connected(settings) as connection:
             await ensure(connection, settings)
             history = JetStreamHistory(connection, settings.names, DEPTH, 5.0)
@@ -66,7 +80,7 @@ def opened(request: pytest.FixtureRequest) -> Opened:
 
             yield Store(history, settings.names, publish)
 
-    return {"memory": memory, "jetstream": jetstream}[request.param]
+    return memory if request.param == "memory" else jetstream
 
 
 def verdict(names: Names, chamber: str, seq: int, **fields: object) -> Message:

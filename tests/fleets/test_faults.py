@@ -31,7 +31,7 @@ async def test_nats_is_killed_and_starts_on_its_store(own_server: NatsServer) ->
         async with fleet.fleet.event("NATS killed, started"):
             own_server.kill()
             await own_server.start_async()
-            await fleet.judged(300)
+            await fleet.more(300)
             await fleet.steady(3)
         assert fleet.holders == holders
         assert not fleet.moved_since(begin_ns)
@@ -54,12 +54,12 @@ async def test_the_raft_leader_of_the_buckets_is_lost() -> None:
                     deadline_s=20.0,
                     what="another server leads the bucket",
                 )
-                await fleet.judged(200)
+                await fleet.more(200)
                 await fleet.steady(2)
             async with fleet.fleet.event("it comes back"):
                 await cluster.servers[lost].start_async()
                 await until(lambda: cluster.is_whole(connection, claims), deadline_s=20.0)
-                await fleet.judged(200)
+                await fleet.more(200)
             assert fleet.holders == holders
             assert not fleet.moved_since(begin_ns)
 
@@ -79,13 +79,13 @@ async def test_a_follower_is_cut_off_from_nats(own_server: NatsServer) -> None:
             proxy.cut()
             await until(lambda: fleet.id_of(standby) == stable_id, what="the standby has the ID")
             await fleet.steady(3)
-            await fleet.judged()
+            await fleet.more()
         cause = await fleet.fenced(cut)
         assert "the lease ran out" in cause
         begin_ns, holders = time.time_ns(), fleet.holders
         proxy.mend()
         await fleet.reborn(cut)
-        await fleet.judged()
+        await fleet.more()
         assert fleet.standbys == [cut]
         assert fleet.holders == holders
         assert not fleet.moved_since(begin_ns)
@@ -106,7 +106,7 @@ async def test_a_follower_is_let_back_in_while_it_believes_in_its_lease(own_serv
             await until(lambda: fleet.id_of(standby) == stable_id, what="the standby has the ID")
             proxy.mend()
             cause = await fleet.fenced(cut)
-            await fleet.judged()
+            await fleet.more()
             await fleet.steady(3)
         assert "the claim was" in cause
 
@@ -122,7 +122,7 @@ async def test_each_bucket_is_deleted_under_the_fleet(own_server: NatsServer) ->
                 await fleet.outside.connection.api(f"STREAM.DELETE.{stream}")
                 await until(lambda stream=stream: _exists(fleet, stream), what=f"{stream} is made anew")
                 await fleet.well()
-                await fleet.judged()
+                await fleet.more()
         await fleet.steady(3)
         assert fleet.holders == holders
         assert not fleet.moved_since(begin_ns)

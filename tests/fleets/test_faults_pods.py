@@ -67,7 +67,7 @@ async def test_clocks_jump(own_server: NatsServer, clock: Clock, monkeypatch: py
                 await until(
                     lambda hours=hours: _off_by(fleet, leader, hours * HOUR_S), what="the clock is off"
                 )
-                await fleet.judged(300)
+                await fleet.more(300)
                 await fleet.steady(2)
         assert fleet.holders == holders
         assert not fleet.moved_since(begin_ns)
@@ -92,7 +92,7 @@ async def test_a_pause_shorter_than_the_silence(own_server: NatsServer) -> None:
                 pod.freeze()
                 await asyncio.sleep(1.5)
                 pod.thaw()
-                await fleet.judged()
+                await fleet.more()
         await fleet.steady(3)
         assert fleet.holders == holders
         assert not fleet.moved_since(begin_ns)
@@ -109,7 +109,7 @@ async def test_a_pause_longer_than_the_silence(own_server: NatsServer) -> None:
             pod.thaw()
             cause = await fleet.fenced(pod)
             await fleet.steady(3)
-            await fleet.judged()
+            await fleet.more()
         assert fleet.id_of(standby) == stable_id
         assert "the claim was" in cause
         await fleet.reborn(pod)
@@ -118,19 +118,19 @@ async def test_a_pause_longer_than_the_silence(own_server: NatsServer) -> None:
 
 async def test_a_pause_longer_than_the_lease(own_server: NatsServer) -> None:
     """A leader that is stopped for longer than its lease wakes to find it over, and leaves with 76."""
-    settings = troubled_settings(own_server)
+    settings = troubled_settings(own_server, leader_ttl_s=3.0, lease_ttl_s=9.0, lease_held_s=6.0)
     async with troubled(settings, standbys=1) as fleet:
         (standby,), pod = fleet.standbys, await fleet.leader()
         stable_id, begin_s = fleet.id_of(pod), time.monotonic()
         async with fleet.fleet.event("the leader stopped for longer than its lease"):
             pod.freeze()
             await until(lambda: fleet.id_of(standby) == stable_id, deadline_s=20.0)
-            await fleet.judged()
+            await fleet.more()
             await asyncio.sleep(max(0.0, settings.lease_ttl_s + 0.5 - (time.monotonic() - begin_s)))
             pod.thaw()
             await fleet.fenced(pod)
             await fleet.steady(3)
-            await fleet.judged()
+            await fleet.more()
         await fleet.reborn(pod)
         assert fleet.standbys == [pod]
 
@@ -148,7 +148,7 @@ async def test_half_of_the_fleet_is_silent(own_server: NatsServer) -> None:
             for pod in stopped:
                 pod.thaw()
             await fleet.well()
-            await fleet.judged()
+            await fleet.more()
         assert any("mass loss" in line["why"] for line in leader.lines("the ring is left as it is"))
         await fleet.steady(4)
         assert fleet.holders == holders
@@ -165,7 +165,7 @@ async def test_a_supervisor_alone_is_killed(own_server: NatsServer) -> None:
             async with fleet.fleet.event("a supervisor killed"):
                 await fleet.deployment.restart(pod)
                 await pod.wait_serving()
-                await fleet.judged()
+                await fleet.more()
         assert fleet.holders == holders
         assert not fleet.moved_since(begin_ns)
         assert fleet.standbys == standby
@@ -182,7 +182,7 @@ async def test_a_pod_is_killed_while_it_hands_over(own_server: NatsServer) -> No
             pod.kill()
             left = fleet.owned_by(pod)
             await fleet.steady(3)
-            await fleet.judged()
+            await fleet.more()
         print(f"{len(left)} partitions were not handed over")
         assert fleet.id_of(successor) == stable_id
 
@@ -201,14 +201,14 @@ async def test_a_successor_is_killed_while_it_takes_over(own_server: NatsServer)
             successor.kill()
             standbys.remove(successor)
             await fleet.steady(3)
-            await fleet.judged()
+            await fleet.more()
             assert await pod.wait_exit() == 0
         assert fleet.id_of(standbys[0]) == stable_id
 
 
 async def test_the_leader_dies_in_the_middle_of_a_commit(own_server: NatsServer) -> None:
     """Killed as a joiner claims, as the joins settle, and as the ring is written: another leads on."""
-    settings = troubled_settings(own_server, id_range="0-5")
+    settings = troubled_settings(own_server, id_range="0-5", leader_ttl_s=3.0)
     async with troubled(settings, members=2, rate=200) as fleet:
         for members, moment in ((3, "claimed"), (4, "settles"), (5, "written")):
             async with fleet.fleet.event(f"the leader dies, {moment}"):

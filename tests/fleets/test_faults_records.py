@@ -3,6 +3,7 @@ an operator must do; each report is judged once."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -31,14 +32,13 @@ async def test_two_processes_of_one_pod(own_server: NatsServer) -> None:
             with Pod(pod.settings) as second:
                 cause = await fleet.fenced(pod)
                 await second.wait_serving()
-                await fleet.judged()
-                second.sigterm()
-                assert await second.wait_exit() == 0
+                await fleet.more()
+                second.kill()
                 await fleet.reborn(pod)
-                await fleet.steady()
+                await fleet.steady(3)
         assert "POD_UID" in cause
-        assert fleet.holders.keys() == holders.keys()
-        assert not [change for change in fleet.moved_since(begin_ns) if change.is_takeover]
+        assert fleet.holders == holders
+        assert not fleet.moved_since(begin_ns)
 
 
 async def test_two_pods_with_one_uid(own_server: NatsServer) -> None:
@@ -50,8 +50,9 @@ async def test_two_pods_with_one_uid(own_server: NatsServer) -> None:
                 assert await other.wait_exit() == SettingsError.exit_code
                 assert other.said("POD_UID")
                 assert other.said("give each pod its own")
-            await fleet.judged()
+            await fleet.more()
             await fleet.steady(3)
+        assert pod.said("another process beats under our POD_UID")
         assert fleet.holders == holders
         assert not fleet.moved_since(begin_ns)
 
@@ -71,7 +72,7 @@ async def test_fewer_ids_than_pods(own_server: NatsServer) -> None:
         async with fleet.fleet.event("one leaves, the standby gets in"):
             await fleet.deployment.terminate(leaving)
             await fleet.steady(3)
-            await fleet.judged()
+            await fleet.more()
         assert fleet.id_of(standby) == stable_id
         assert len(before & set(fleet.holders.values())) == 2
 
@@ -101,7 +102,7 @@ async def test_claims_and_heartbeats_by_hand(own_server: NatsServer) -> None:
             await beats.put("ghost-6", _beat("somebody-else"))
             await until(lambda: "ghost-2" not in fleet.holders.values(), deadline_s=15.0)
             await fleet.steady(3)
-            await fleet.judged()
+            await fleet.more()
         assert not fleet.moved_since(begin_ns)
         assert {one: uid for one, uid in fleet.holders.items() if one in holders} == holders
         stable_id, uid = sorted(holders.items())[-1]
@@ -111,7 +112,7 @@ async def test_claims_and_heartbeats_by_hand(own_server: NatsServer) -> None:
             cause = await fleet.fenced(pod)
             await fleet.reborn(pod)
             await fleet.steady(3)
-            await fleet.judged()
+            await fleet.more()
         assert "somebody unknown holds it" in cause
         await fleet.well()
 
@@ -142,7 +143,7 @@ async def test_owners_by_hand(own_server: NatsServer) -> None:
             await bucket.put("partition.99", _owned("ghost", "ghost"))
             await bucket.put("partition.x", _owned("ghost", "ghost"))
             await fleet.steady(3)
-            await fleet.judged()
+            await fleet.more()
         assert {p: fleet.observer.record(p).pod_uid for p in range(16)} == owners
         await fleet.well()
 
@@ -168,15 +169,16 @@ async def test_the_ring_by_hand(own_server: NatsServer) -> None:
             await until(lambda: _members(fleet) == good.members.keys(), deadline_s=15.0)
             await fleet.steady(3)
         async with fleet.fleet.event("the ring: of other PARTITIONS, of another version"):
-            for strange in (RingRecord(1, 8, dict(good.members)), RingRecord(1, 16, {}, algorithm=99)):
+            of_others, newer = RingRecord(1, 8, dict(good.members)), RingRecord(1, 16, {}, algorithm=99)
+            for strange, alarm in ((of_others, "PARTITIONS"), (newer, "the ring's record cannot be used")):
                 await bucket.put("ring", msgspec.json.encode(strange))
-                await fleet.told("the ring's record cannot be used")
-                await fleet.judged()
+                await fleet.told(alarm)
+                await fleet.more()
                 await bucket.put("ring", msgspec.json.encode(good))
                 await fleet.well()
         async with fleet.fleet.event("the ring: of other PARTITIONS, deleted"):
-            revision = await bucket.put("ring", msgspec.json.encode(RingRecord(1, 8, dict(good.members))))
-            await fleet.told("the ring's record cannot be used")
+            revision = await bucket.put("ring", msgspec.json.encode(of_others))
+            await fleet.told("PARTITIONS")
             await bucket.delete("ring", revision)
             await fleet.steady(3)
             await fleet.well()
@@ -204,7 +206,7 @@ async def test_operators_words_by_hand(own_server: NatsServer) -> None:
                 await bucket.put("tracks", garbage)
             for words in ({"in_ring": {"stable": False}}, {"chambers": {"ghost": ["C-01", "C-02"]}}):
                 await bucket.put("tracks", msgspec.json.encode(words))
-                await fleet.judged()
+                await fleet.more()
             await bucket.put("tracks", b"{}")
             await bucket.put("forget.ghost", b"")
             await fleet.steady(3)
@@ -212,10 +214,12 @@ async def test_operators_words_by_hand(own_server: NatsServer) -> None:
         async with fleet.fleet.event("frozen by hand"):
             await bucket.put("frozen", GARBAGE[1])
             assert "defender unfreeze" in await fleet.fleet.command("status")
-            await fleet.deployment.scale(4)
-            await fleet.judged(300)
+            joining = asyncio.create_task(fleet.deployment.scale(4))
+            await until(lambda: len(fleet.holders) == 4, deadline_s=15.0, what="another holds an ID")
+            await fleet.more(300)
             assert len(_members(fleet)) == 3
             await fleet.fleet.command("unfreeze")
+            await joining
             await fleet.steady(4)
-            await fleet.judged()
+            await fleet.more()
         await fleet.well()

@@ -29,6 +29,7 @@ from runtime.errors import DefenderError, Fenced
 from tests.fleets.controllers import Deployment
 from tests.fleets.harness import Fleet, fleet_settings, running
 from tests.fleets.observer import Change
+from tests.load import Publisher
 from tests.pods import Pod
 
 RATE: Final = 300
@@ -58,8 +59,8 @@ def troubled_settings(server: NatsServer, **changes: Any) -> Settings:
 class Troubled:
     """A fleet, and what the tests ask of it."""
 
-    def __init__(self, fleet: Fleet, deployment: Deployment) -> None:
-        self.fleet, self.deployment = fleet, deployment
+    def __init__(self, fleet: Fleet, deployment: Deployment, publisher: Publisher) -> None:
+        self.fleet, self.deployment, self._publisher = fleet, deployment, publisher
         self.observer, self.settings, self.outside = fleet.observer, fleet.settings, fleet.outside
 
     # --- who is who -------------------------------------------------------------------------------
@@ -140,14 +141,16 @@ class Troubled:
         except AssertionError:
             raise AssertionError(f"not steady within {deadline_s:g} s: {'; '.join(wrong()[:8])}") from None
 
-    async def judged(self, reports: int = 200) -> None:
-        """Until so many more reports are stored and all of them are settled."""
-        assert self.fleet._publisher is not None
-        await self.fleet._publisher.more(reports)
+    async def more(self, reports: int = 200) -> None:
+        """Until so many more reports are stored."""
+        await self._publisher.more(reports)
 
     async def trouble(self) -> list[str]:
-        """What `defender status` says is wrong."""
-        return fleet_report.trouble(await read_snapshot(self.outside.connection, self.settings))
+        """What `defender status` says is wrong, or why it says nothing else."""
+        try:
+            return fleet_report.trouble(await read_snapshot(self.outside.connection, self.settings))
+        except DefenderError as error:
+            return [str(error)]
 
     async def well(self, deadline_s: float = 20.0) -> None:
         """Until nothing is wrong."""
@@ -192,8 +195,8 @@ async def troubled(
         deployment = fleet.deployment(replicas=members + standbys, revision=REVISION)
         await deployment.start()
         await fleet.steady(members)
-        await fleet.load(rate=rate).more(rate)
-        one = Troubled(fleet, deployment)
+        one = Troubled(fleet, deployment, fleet.load(rate=rate))
+        await one.more(rate)
         yield one
         await fleet.audit()
         await one.steady(deadline_s=10.0)

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 import random
+import types
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Generator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -34,6 +35,7 @@ from runtime.overdue import overdue_alarms, overdue_rejections
 from runtime.readings import Readings
 from runtime.rebuild import Rebuild, restore_chamber
 from runtime.specs import Specs
+from runtime.transfer import OVERHEAD_BYTES, Ask, Page, Refused, TransferFailed, fetch, give
 from runtime.turns import Turns
 from runtime.wire import StoredVerdict
 from tests.load import parsed
@@ -46,6 +48,20 @@ CHARTS = ("given_a", "moving_b", "frozen_c")
 NOW_NS = 1_700_000_000_000_000_000
 FLIGHTS = 2
 T = TypeVar("T")
+
+
+@types.coroutine
+def page() -> Generator[None, None, None]:
+    """Between the request for a page and the page."""
+    yield
+
+
+async def no_rest(worked_s: float) -> None:
+    return
+
+
+async def never(*_: object) -> tuple[int, list[str]]:
+    raise AssertionError("copies are made here step by step")
 
 
 def now(work: Coroutine[Any, Any, T]) -> T:
@@ -86,6 +102,10 @@ class Copying:
     rebuild: Rebuild
     last: int | None = None
     ended: bool = False
+    epoch: int | None = None
+    """Of the owner from whose memory it is; None: from the history."""
+    pages: Coroutine[Any, Any, tuple[int, list[str]]] | None = None
+    """The transfer that is under way: it is sent on page by page."""
 
 
 @dataclass
@@ -108,6 +128,9 @@ class Outside:
         self._weights = [1, 1, 1, 1, self.rng.choice([1, 30])]  # one may have more in flight than the depth
         self.revision = min(self.specs)
         self._epoch = 0
+        self.workers: list[Worker] = []
+        self.transferred = self.refused = self.left_out = 0
+        """Chambers taken from another's memory; transfers that ended early; chambers not to be had so."""
 
     def publish(self, reports: int) -> None:
         """Host software stores some reports; some are resets, some are bad."""
@@ -233,7 +256,7 @@ class Worker:
             self.settings.report_bytes_max, self.settings.at_past_max_s, self.settings.at_future_max_s
         )
         self.judge = Judge(self.cache, self.flights, limits, "defender-0")
-        self.readings = Readings(self.cache, self.history, 1, lambda: False)
+        self.readings = Readings(self.cache, self.history, 1, lambda: False, never)
         self.starts: dict[int, int] = {}
         self.turns = Turns()
         self.reading: dict[str, Sample] = {}
@@ -259,7 +282,8 @@ class Worker:
         epoch, before, position = self.outside.acquire(partition, self)
         copying = self.copies.pop(partition, None)
         if not self.readings.is_kept(partition, before):
-            if copying is None:
+            if copying is None or (copying.epoch is not None and (copying.pages or copying.epoch != before)):
+                self._end(copying)
                 self.cache.forget(partition)
                 copying = Copying(Rebuild(self.cache, partition))
             now(self.history.load_partition(partition, copying.rebuild.take, after=copying.last))
@@ -278,7 +302,12 @@ class Worker:
         if copying is None:
             self.cache.forget(partition)
             copying = self.copies[partition] = Copying(Rebuild(self.cache, partition))
-
+            givers = [one for one in self.outside.workers if one is not self and partition in one.intakes]
+            if givers and self.rng.random() < 0.7:
+                self._begin_transfer(partition, copying, self.rng.choice(givers))
+        if copying.pages is not None:
+            self._next_page(partition, copying)
+            return True
         if copying.ended:
             return False
 
@@ -290,9 +319,48 @@ class Worker:
         copying.last, copying.ended = loaded.last, loaded.reports < self.history.rows_at_once
         return True
 
+    def _begin_transfer(self, partition: int, copying: Copying, giver: Worker) -> None:
+        """From the memory of one that serves the partition, or believes so."""
+        copying.last = now(self.history.position(partition))
+        epoch = copying.epoch = giver.epochs[partition]
+
+        async def page_of(ask: Ask) -> Page:
+            await page()
+            if partition not in giver.intakes or partition in giver.leaving:
+                raise TransferFailed("it is not served there")
+            answer = give(giver.cache, ask, OVERHEAD_BYTES + self.rng.choice([300, 900, 100_000]))
+            if isinstance(answer, Refused):
+                raise TransferFailed(answer.why)
+            return answer
+
+        copying.pages = fetch(page_of, partition, epoch, self.cache, copying.rebuild, no_rest)
+
+    def _next_page(self, partition: int, copying: Copying) -> None:
+        assert copying.pages is not None
+        try:
+            copying.pages.send(None)
+            return
+        except TransferFailed:
+            self.outside.refused += 1
+            self.cache.forget(partition)
+            copying.rebuild, copying.last, copying.epoch = Rebuild(self.cache, partition), None, None
+        except StopIteration as done:
+            taken, left_out = done.value
+            self.outside.transferred += taken
+            self.outside.left_out += len(left_out)
+            for name in left_out:
+                copying.rebuild.take(now(self.history.load_chamber(partition, name)))
+        copying.pages = None
+
+    def _end(self, copying: Copying | None) -> None:
+        if copying is not None and copying.pages is not None:
+            copying.pages.close()
+
     def forget_copy(self, partition: int) -> None:
         """The partition will not come after all."""
-        if self.copies.pop(partition, None) is not None:
+        copying = self.copies.pop(partition, None)
+        if copying is not None:
+            self._end(copying)
             self.cache.forget(partition)
 
     def stop_serving(self, partition: int) -> None:

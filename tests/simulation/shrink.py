@@ -58,4 +58,5 @@ def told(outcome: Outcome) -> str:
     """A schedule, what it did, and what it violated, to be read by people."""
     lines = [outcome.schedule.told(), "what happened:"]
     lines += [f"  {at_s:8.3f} s  {text}" for at_s, text in outcome.log]
-    return "\n".join([*lines, f"VIOLATED: {outcome.violation}"])
+    end = f"VIOLATED: {outcome.violation}" if outcome.violation else "everything held"
+    return "\n".join([*lines, end])

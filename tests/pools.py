@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from random import Random
 from typing import TypeVar
 
+import msgspec
 from fleet import until
 
 from runtime import fork, pipes
@@ -30,10 +31,11 @@ class Crew:
 
     def __init__(self, settings: Settings, connection: Connection, name: str) -> None:
         self.name = name
+        settings = msgspec.structs.replace(settings, pod_uid=f"uid-{name}")
         self._board = Board.create(settings.workers, settings.partitions)
         self.hold_lease(LEASE_S)
         self._memory = [os.memfd_create(f"{name}-{i}") for i in range(settings.workers)]
-        self.ownership = Ownership(connection, settings, Owner(name, f"uid-{name}"), random=Random(1))
+        self.ownership = Ownership(connection, settings, Owner(name, settings.pod_uid), random=Random(1))
         self.words: list[tuple[float, pipes.OfSession]] = []
         self.gone: list[float] = []
         self.wanted: dict[int, set[int]] = defaultdict(set)
@@ -100,10 +102,14 @@ class Crew:
         handle = self.pool.handles[worker]
         await until(lambda: wanted <= handle.serving, what=f"{self.name} serves {sorted(wanted)}")
 
-    async def copied(self, partition: int, worker: int = 0) -> pipes.Copied:
-        """Has a partition copied ahead, and waits until it is."""
-        seen = len(self.words)
-        self.pool.handles[worker].copy([partition])
+    async def copied(self, partition: int, worker: int = 0, source: Crew | None = None) -> pipes.Copied:
+        """Has a partition copied ahead, and waits until it is; from the memory of *source*'s first worker,
+        or from the history."""
+        seen, sources = len(self.words), {}
+        if source is not None:
+            epoch = source.ownership.held[partition].acquired.epoch
+            sources[partition] = pipes.Source(f"uid-{source.name}", 0, epoch)
+        self.pool.handles[worker].copy([partition], sources)
         return await self.word(pipes.Copied, seen, lambda word: word.partition == partition)
 
     async def given_back(self, partitions: Iterable[int], worker: int = 0) -> dict[int, int]:
@@ -125,9 +131,9 @@ class Crew:
 
         return (await until(found, deadline_s=deadline_s, what=f"{self.name} says {kind.__name__}"))[0]
 
-    async def hand_over(self, partition: int, to: Crew) -> float:
+    async def hand_over(self, partition: int, to: Crew, *, from_memory: bool = False) -> float:
         """Moves a partition with a copy ahead; how long nobody served it, s."""
-        await to.copied(partition)
+        await to.copied(partition, source=self if from_memory else None)
         begun = time.monotonic()
         positions = await self.given_back([partition])
         released = await self.ownership.release(partition, positions[partition], to.name)

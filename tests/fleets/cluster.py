@@ -34,7 +34,11 @@ class NatsCluster:
     @property
     def url(self) -> str:
         """All of them, as NATS_SERVERS takes them."""
-        return ",".join(server.url for server in self.servers.values())
+        return self.urls()
+
+    def urls(self, *, without: str = "") -> str:
+        """All of them but one."""
+        return ",".join(server.url for name, server in self.servers.items() if name != without)
 
     async def leader_of(self, connection: Connection, stream: str) -> str:
         """The name of the server that leads the stream's RAFT group; "" while none does."""
@@ -47,6 +51,22 @@ class NatsCluster:
     async def is_led_anew(self, connection: Connection, stream: str, before: str) -> bool:
         """Whether another server than *before* leads the stream."""
         return await self.leader_of(connection, stream) not in ("", before)
+
+    async def lead(self, connection: Connection, stream: str, server: str) -> None:
+        """Lets the server lead the stream."""
+
+        async def leads() -> bool:
+            try:
+                answer = await connection.api(f"STREAM.INFO.{stream}")
+                if answer["cluster"].get("leader") == server:
+                    return True
+                wish = {"placement": {"preferred": server}}
+                await connection.api(f"STREAM.LEADER.STEPDOWN.{stream}", wish)
+            except DefenderError:
+                return False  # it is between two leaders
+            return False
+
+        await until(leads, deadline_s=ELECTED_S_MAX, what=f"{server} leads {stream}")
 
     async def is_whole(self, connection: Connection, stream: str) -> bool:
         """Whether every copy of the stream is up to date."""

@@ -64,6 +64,28 @@ async def test_the_raft_leader_of_the_buckets_is_lost() -> None:
             assert not fleet.moved_since(begin_ns)
 
 
+async def test_a_server_that_leads_consumers_alone_is_lost() -> None:
+    """The pulls of some partitions vanish with it, while all else goes on: they are asked for anew."""
+    async with nats_cluster() as cluster:
+        first, _, lost = cluster.servers
+        one, urls = cluster.servers[first], cluster.urls(without=lost)
+        settings = troubled_settings(one, **USUAL_TIMES, nats_servers=urls, stream_replicas=3)
+        async with troubled(settings, members=2, rate=200) as fleet:
+            begin_ns, connection, names = time.time_ns(), fleet.outside.connection, settings.names
+            samples, kept = names.samples_stream(0), names.verdicts_stream(0)
+            buckets = [f"KV_{getattr(settings, bucket)}" for bucket in BUCKETS]
+            for stream in (samples, kept, names.alarms, names.rejected, *buckets):
+                await cluster.lead(connection, stream, first)
+            page = await connection.api(f"CONSUMER.LIST.{samples}")
+            led = [one["name"] for one in page["consumers"] if one["cluster"].get("leader") == lost]
+            assert led, "the servers' random choice of leaders: try again"
+            async with fleet.fleet.event("the leader of some consumers lost"):
+                cluster.servers[lost].kill()
+                await fleet.more(400)
+                await fleet.outside.settled(deadline_s=40.0)
+            assert not fleet.moved_since(begin_ns)
+
+
 async def test_a_follower_is_cut_off_from_nats(own_server: NatsServer) -> None:
     """A pod whose packets vanish fences itself; a standby has its ID by then; let back in, it stands by."""
     settings = troubled_settings(own_server, max_defenders=3)

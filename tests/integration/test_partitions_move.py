@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from statistics import median, quantiles
 
 import msgspec
@@ -53,7 +54,7 @@ async def test_partitions_that_move_to_and_fro_under_load_are_judged_once_and_in
         for turn in range(30):
             partition = random.Random(SEED + turn).randrange(settings.partitions)
             giver, taker = (a, b) if partition in a.handle.serving else (b, a)
-            gaps.append(await giver.hand_over(partition, taker))
+            gaps.append(await giver.hand_over(partition, taker, from_memory=turn % 3 > 0))
         await publisher.finish()
         streams = await outside.audit()
         assert len(streams.verdicts) > 500
@@ -61,6 +62,53 @@ async def test_partitions_that_move_to_and_fro_under_load_are_judged_once_and_in
         owned = {**a.board.partitions_owned(), **b.board.partitions_owned()}
         assert len(owned) == settings.partitions
         assert not set(a.board.partitions_owned()) & set(b.board.partitions_owned())
+
+
+async def test_a_copy_comes_from_the_owners_memory_and_from_the_history_where_that_is_not_to_be_used(
+    nats_server: NatsServer,
+) -> None:
+    """Not from one that is not there, does not serve it, or has another epoch; nor after an overtaking."""
+    settings = settings_for(nats_server, **brisk(workers=1))
+    async with two(settings) as (outside, a, b):
+        publisher = outside.publisher(seed=SEED, rate=1000)
+        publisher.begin()
+        await publisher.more(1500)
+        counters = b.board.worker(0)
+        here, failed = (
+            partial(counters.get, Counter.TRANSFERRED),
+            partial(counters.get, Counter.TRANSFERS_FAILED),
+        )
+        for partition in range(6):
+            await a.hand_over(partition, b, from_memory=True)
+        await until(lambda: here() > 0, what="chambers came from memory")
+        assert failed() == 0
+        # Of two copies the first comes from the owner; the other has an epoch that was never.
+        await b.copied(6, source=a)
+        sources = {
+            7: pipes.Source("uid-a", 0, 10**9),
+            8: pipes.Source("uid-a", 5, a.ownership.held[8].acquired.epoch),
+            9: pipes.Source("uid-nobody", 0, 1),
+        }
+        seen = len(b.words)
+        b.handle.copy(sources, sources)
+        for partition in sources:
+            await b.word(pipes.Copied, seen, lambda word, p=partition: word.partition == p)
+        await until(lambda: failed() == 3, what="three copies were read from the history")
+        # The owner's session breaks: its epochs are others, and what was copied is read anew.
+        assert a.handle.process is not None
+        os.kill(a.handle.process.pid or 0, signal.SIGKILL)
+        everything = set(range(6, settings.partitions))
+        await until(lambda: len(a.gone) == 1)
+        await a.serving(everything)
+        read = counters.get(Counter.REBUILT_REPORTS)
+        positions = await a.given_back([6, 7])
+        for partition in (6, 7):
+            released = await a.ownership.release(partition, positions[partition], "b")
+            await b.serve([partition], released=released)
+        await b.serving([6, 7])
+        assert counters.get(Counter.REBUILT_REPORTS) > read
+        await publisher.finish()
+        await outside.audit()
 
 
 async def test_a_worker_that_yielded_everything_holds_nothing_and_is_ready_for_more(

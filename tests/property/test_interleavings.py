@@ -28,7 +28,7 @@ SPECS = {
 SMOOTH = ("publish", "deliver", "launch", "launch", "store", "land", "land", "read")
 ROUGH = ("break", "refuse", "die in kernel", "die in confirmation", "restart", "specs")
 
-MOVES = ("copy", "copy", "yield", "yielded", "take")
+MOVES = ("copy", "copy", "copy", "yield", "yielded", "take")
 ROUGH_MOVES = ("overtake", "overtake", "forget")
 
 steps = st.lists(
@@ -75,7 +75,8 @@ def move(world: Pair, worker: Worker, step: str, partition: int, size: int) -> N
         case "forget":
             worker.forget_copy(partition)
         case "yield":
-            if any(partition in one.copies for one in world.workers) or size == 1:
+            copies = [one.copies[partition] for one in world.workers if partition in one.copies]
+            if any(copy.pages is None for copy in copies) or size == 1:
                 for one in world.workers:
                     one.stop_serving(partition)
         case "yielded":

@@ -305,8 +305,12 @@ class Worker:
             givers = [one for one in self.outside.workers if one is not self and partition in one.intakes]
             if givers and self.rng.random() < 0.7:
                 self._begin_transfer(partition, copying, self.rng.choice(givers))
+        for _ in range(self.rng.choice([1, 2, 9])):
+            if copying.pages is not None:
+                self._next_page(partition, copying)
+                if copying.pages is None:
+                    return True
         if copying.pages is not None:
-            self._next_page(partition, copying)
             return True
         if copying.ended:
             return False

@@ -5,14 +5,13 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from runtime.leader import HELD, MARGIN_S
 from runtime.membership import State
 from runtime.policy import Commit, Depose, Forgotten, Holder, OutageWatch, Policy, Situation
 from simulation.server import ASSIGNMENTS, CLAIMS, CONFLICT, LEADER
 
 if TYPE_CHECKING:
     from simulation.process import Process
-
-HELD_SHARE = 2 / 3
 
 
 class Leading:
@@ -51,6 +50,10 @@ class Leading:
         if now_s >= self._renew_at_s and not self._asking:
             self._campaign(self._revision)
         if self.policy is not None and not self._writing:
+            if view.lost_tracks:
+                process.lane.call(
+                    lambda _: None, world.server.write, ASSIGNMENTS, "tracks", view.tracks, 0
+                )
             for order in self.policy.step(self._situation(now_s)):
                 if process.clock() < self._deadline_s or not world.checks_deadline:
                     self._carry_out(order)
@@ -58,7 +61,14 @@ class Leading:
     def _stand(self, now_s: float) -> None:
         view, process = self._process.view, self._process
         standing = view.leader
-        free = standing is None or standing.value[1] == process.session
+        free = (
+            standing is None
+            or standing.value[1] == process.session
+            or (
+                now_s - standing.arrived_s > HELD * self._world.limits.leader_ttl_s + MARGIN_S
+                and not self._watch.outage
+            )
+        )
         if self._asking or not free or process.state is State.DRAINING:
             self._try_at_s = 0.0
             return
@@ -83,7 +93,7 @@ class Leading:
                 process.lane.call(lambda _: None, process.view.reread)
                 return
             self._revision = written
-            self._deadline_s = started_s + HELD_SHARE * limits.leader_ttl_s
+            self._deadline_s = started_s + HELD * limits.leader_ttl_s
             if self.policy is None and process.clock() < self._deadline_s:
                 self.policy = Policy(self._world.names, limits.policy)
                 self._world.note(f"{process.pod.uid} leads")
@@ -118,6 +128,8 @@ class Leading:
             view.forget,
             self._watch.outage,
             self._watch.aftermath,
+            max((seen.value.ring_version for seen in view.beats.values()), default=0),
+            view.watched_s,
         )
 
     def _carry_out(self, order: Commit | Depose | Forgotten) -> None:

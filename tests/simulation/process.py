@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from runtime.identity import QUEUE_S_MAX, RANK_S, Claim, Decision, decide
+from runtime.identity import QUEUE_S_MAX, RANK_S, Claim, Decision, Standby, decide
 from runtime.identity import Pod as Identity
 from runtime.membership import Heartbeat, State
 from runtime.ownership_record import Owner
@@ -175,6 +175,7 @@ class Process:
             holders_max=world.limits.holders_max,
             waiting=view.waiting(pod.track),
             ring_members=view.ring.value.members if view.ring is not None else (),
+            hold=Standby.SUCCESSION if view.has_draining(pod.track) else None,
             kept=view.kept(),
         )
         if decision != self._decision:

@@ -64,6 +64,7 @@ class View:
         self.ring_problem = ""
         self.layout: CachedLayout | None = None
         self.tracks = Tracks()
+        self.lost_tracks = False
         self.frozen: Frozen | None = None
         self.forget: frozenset[str] = frozenset()
         self.leader: Seen | None = None
@@ -73,6 +74,7 @@ class View:
         self.heard_s: dict[str, float] = {}
         self._server = server
         self._clock = clock
+        self._started_s = clock()
         self._silence_s = silence_s
         self._random = random
         self._cursor = 0
@@ -95,6 +97,16 @@ class View:
 
     def holds_claim(self, pod_uid: str) -> bool:
         return pod_uid in self.held
+
+    @property
+    def watched_s(self) -> float:
+        return self._clock() - self._started_s
+
+    def has_draining(self, track: str) -> bool:
+        return any(
+            seen.value.state is State.DRAINING and seen.value.track == track and uid in self.held
+            for uid, seen in self.beats.items()
+        )
 
     def silent_s(self, pod_uid: str) -> float:
         heard_s = self.heard_s.get(pod_uid)
@@ -239,9 +251,13 @@ class View:
                 self.layout = CachedLayout(value)
                 self.ring_problem = ""
             elif self.ring is not None:
+                self.ring = self.ring._replace(revision=-1)
                 self.ring_problem = "deleted"
         elif key == "tracks":
-            self.tracks = value or Tracks()
+            if revision == 0 and self.tracks != Tracks():
+                self.lost_tracks = True  # no marker: the bucket was made anew, and what was said stands
+            else:
+                self.tracks, self.lost_tracks = value or Tracks(), False
         elif key == "frozen":
             self.frozen = value
         elif key.startswith(FORGET_PREFIX):

@@ -34,6 +34,8 @@ class Intake:
         """The chamber of each subject that came, decoded."""
         self.inbox = b""
         """What pulls ask the server to deliver to."""
+        self.heard, self.heard_s = True, 0.0
+        """Whether the server sent anything for the pulls since the last look, and the last time it had."""
         self._asked = 0
         self._last = (position, 0)
         self._acked = position
@@ -62,6 +64,11 @@ class Intake:
     def pull_ended(self, left: int) -> None:
         """The server ended a pull before it was filled."""
         self._asked = max(0, self._asked - left)
+
+    @property
+    def asks(self) -> bool:
+        """Whether the server owes an answer: a pull is neither filled nor ended."""
+        return self._asked > 0
 
     def pulls(self) -> list[bytes]:
         """Frames of the pulls that may be asked for now: at most two halves asked for or in hand."""

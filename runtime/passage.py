@@ -83,9 +83,6 @@ class Passage:
         self._tasks: set[asyncio.Task[None]] = set()
         self._landing = asyncio.Event()
         self._idle = asyncio.Event()
-        self._heard = False
-        """Whether the server sent anything for the pulls since the last look."""
-        self._heard_at = time.monotonic()
 
     # --- partitions -----------------------------------------------------------------------------
 
@@ -104,8 +101,6 @@ class Passage:
         self._judge.epochs[partition], self._judge.positions[partition] = epoch, intake.position
         self._starts[partition], self._made_up[partition] = intake.position, set()
         self._intakes[partition] = intake
-        if not self._taps:
-            self._heard_at = time.monotonic()
         inbox = intake.inbox = self._connection.inbox()
         self._taps[partition] = await self._connection.tap(inbox.decode(), partial(self._deliver, intake))
         self._counters.set_epoch(partition, epoch)
@@ -154,10 +149,17 @@ class Passage:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def unanswered_s(self, now_s: float) -> float:
-        """For how long the server has not answered the pulls; asked at intervals."""
-        if self._heard or not self._taps:
-            self._heard, self._heard_at = False, now_s
-        return now_s - self._heard_at
+        """For how long the server has not answered the pulls of some partition; asked at intervals.
+
+        Each by itself: the server that led one consumer may be lost, its pulls with it, and the others go on.
+        """
+        longest_s = 0.0
+        for partition in self._taps:
+            intake = self._intakes[partition]
+            if intake.heard or not intake.asks:
+                intake.heard, intake.heard_s = False, now_s
+            longest_s = max(longest_s, now_s - intake.heard_s)
+        return longest_s
 
     def gauge(self) -> None:
         """Sets the counters that say how things stand."""
@@ -172,7 +174,7 @@ class Passage:
         if headers is not None and not reply:
             self._pull_status(intake, headers)
             return
-        self._heard = True
+        intake.heard = True
         name = intake.routes.get(subject)
         if name is None:
             name = self._new_route(intake, subject)
@@ -200,7 +202,7 @@ class Passage:
         return name
 
     def _pull_status(self, intake: Intake, headers: bytes) -> None:
-        self._heard = True
+        intake.heard = True
         left = pull_left(headers)
         if left is None:
             why = headers.split(b"\r\n", 1)[0].decode()

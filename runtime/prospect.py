@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from runtime.fleet_report import admitted
 from runtime.handoff import Standing
 from runtime.records import Layout, Member
 
@@ -30,8 +31,10 @@ class Outlook:
         """The ring of our track's holders, while we are not in the ring and wait for a cutover."""
         layout, claims = self._view.layout, self._view.claims
         mine = claims.get(self._me.stable_id)
-        if layout is None or mine is None or mine.value.joins or self._me.stable_id in layout.members:
+        if layout is None or mine is None or self._me.stable_id in layout.members:
             return None
+        if admitted(self._view.tracks, mine.value):
+            return None  # it joins with the next change, not instead of the others
         track = mine.value.track
         members = {
             stable_id: Member(track, seen.value.weight)

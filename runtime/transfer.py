@@ -38,6 +38,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import cache as cache_once
 from typing import Any, Final
 
 import msgspec
@@ -122,11 +123,18 @@ _answer: Final = msgspec.msgpack.Decoder(Page | Refused)
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
+@cache_once
 def fingerprint(window: int, depth: int) -> int:
     """What must be alike on both sides."""
     return zlib.crc32(
         repr((arenas.LAYOUT_VERSION, SLOT.descr, SUMS.descr, ENTRY.descr, window, depth)).encode()
     )
+
+
+def _raw(records: NDArray[Any]) -> NDArray[Any]:
+    """The same without fields: numpy copies records of fields at random places one field after another, 13.8
+    against 1.9 ms for 130,000 samples."""
+    return records.view(np.dtype(("V", records.dtype.itemsize)))
 
 
 def _places(state: NDArray[Any], window: int) -> NDArray[np.bool_]:
@@ -179,13 +187,14 @@ def give(cache: Cache, ask: Ask, bytes_max: int) -> Page | Refused:
         if size > most:
             more = True  # or an empty page comes next
             break
-    state = arena.state[slots]
-    entries = arena.window[slots][_places(state, arena.shape.window)]
+    at = np.array(slots, dtype=np.int64)
+    state = _raw(arena.state)[at].view(SLOT)
+    entries = _raw(arena.window)[at][_places(state, arena.shape.window)]
     whole = bool(arena.partitions[partition] == arenas.WHOLE)
     return Page(
         chambers,
         state.tobytes(),
-        arena.sums[slots].tobytes(),
+        _raw(arena.sums)[at].tobytes(),
         entries.tobytes(),
         last,
         more,
@@ -207,7 +216,7 @@ def _names(cache: Cache, ask: Ask) -> list[str]:
 
 def _size(cache: Cache, name: str, slots: list[int]) -> int:
     """Bytes of a chamber in a page, not less than it takes."""
-    samples = int(cache.arena.state["length"][slots].sum())
+    samples = int(cache.arena.state["length"].take(slots).sum())
     charts = SLOT.itemsize + SUMS.itemsize + 66
     return 100 + len(name) + charts * len(slots) + ENTRY.itemsize * samples
 
@@ -277,18 +286,13 @@ def take(page: Page, rebuild: Rebuild, cache: Cache, partition: int) -> int:
             adopted += 1
         first = last
     if to:
+        kept = np.array(rows, dtype=np.int64)
+        _raw(arena.state)[to] = _raw(state)[kept]
+        _raw(arena.sums)[to] = _raw(sums)[kept]
         places = _places(state, arena.shape.window)
-        wanted = np.zeros(len(state), dtype=np.bool_)
-        wanted[rows] = True
-        of_row, place = np.nonzero(places)
-        slot_of = np.zeros(len(state), dtype=np.int64)
-        slot_of[rows] = to
-        arena.state[to] = state[rows]
-        arena.sums[to] = sums[rows]
-        if len(rows) < len(state):
-            kept = wanted[of_row]
-            of_row, place, entries = of_row[kept], place[kept], entries[kept]
-        arena.window[slot_of[of_row], place] = entries
+        rings = np.zeros(places.shape, dtype=ENTRY)
+        _raw(rings)[places] = _raw(entries)
+        _raw(arena.window)[to] = _raw(rings)[kept]  # where nothing is remembered, nothing is read
     return adopted
 
 

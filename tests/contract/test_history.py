@@ -202,6 +202,20 @@ async def test_a_second_reading_gives_what_was_stored_since_the_first(opened: Op
         assert len(await rows_of(store, 2)) == 8 * 90 + 5
 
 
+async def test_from_a_position_on_everything_is_given_that_was_stored_since(opened: Opened) -> None:
+    """Of an empty store, too; others' verdicts in between change nothing."""
+    async with opened() as store:
+        names = store.names
+        ours, others = chambers_of(names, 2, 3), chambers_of(names, 3, 2)
+        begin = await store.history.position(2)
+        await store.publish([verdict(names, name, 1) for name in [*ours, *others]])
+        middle = await store.history.position(2)
+        await store.publish([verdict(names, name, 2) for name in [*others, *ours]])
+        assert sorted(row.seq for row in await rows_of(store, 2, begin)) == [1, 1, 1, 2, 2, 2]
+        assert {row.chamber for row in await rows_of(store, 2, middle) if row.seq == 2} == set(ours)
+        assert await rows_of(store, 2, await store.history.position(2)) == []
+
+
 async def test_a_reading_that_ended_early_goes_on_behind_what_it_gave(opened: Opened) -> None:
     """Its position is that of the last row that was given."""
     async with opened() as store:

@@ -23,7 +23,7 @@ import msgspec
 from runtime import log
 from runtime.bucket import Bucket, Conflict, Entry
 from runtime.bus import TRANSIENT, Connection, NotFound
-from runtime.errors import Fenced
+from runtime.errors import DefenderError, Fenced
 from runtime.names import PARTITIONS_A_STREAM, parse_consumer
 from runtime.ownership_record import Owner, Record, State, acquire, decode, key, partition_of_key, release
 from runtime.wire import decode_verdict
@@ -59,6 +59,8 @@ class Told(NamedTuple):
     last_seq: int
     floors: dict[int, dict[int, int]]
     """Ack floor by epoch by partition."""
+    missing: dict[int, list[int]]
+    """Epochs by partition of consumers that a lost server of the cluster has; it comes back with them."""
 
 
 def decode_records(entries: Mapping[str, Entry]) -> dict[int, tuple[Record, int]]:
@@ -120,7 +122,8 @@ class Ownership:
     ) -> dict[int, Acquired]:
         """Own the partitions whose records stand as told: new epochs, new consumers, older ones deleted.
 
-        What another wrote in between is missing from the result. *ack_pending_max* bounds the messages of
+        What another wrote in between is missing from the result, as is what the server did not answer for;
+        where it answered for nothing, that is raised. *ack_pending_max* bounds the messages of
         a partition that are delivered and not acknowledged. It can be called again after an error.
         """
         asked = sorted(wants)
@@ -131,17 +134,29 @@ class Ownership:
         cold = sorted({want.partition // PARTITIONS_A_STREAM for want, _ in ours if not want.warm})
         told = dict(zip(cold, await _each(self._told, cold), strict=True))
 
-        async def attach(one: tuple[Want, int]) -> Acquired:
-            want, epoch = one
-            if want.warm:
-                return await self._attach_warm(want, epoch, ack_pending_max)
-            shard = told[want.partition // PARTITIONS_A_STREAM]
-            return await self._attach(want, epoch, shard, ack_pending_max)
+        failures: list[DefenderError] = []
 
-        acquired = await _each(attach, ours)
-        for (want, revision), one in zip(ours, acquired, strict=True):
+        async def attach(one: tuple[Want, int]) -> Acquired | None:
+            want, epoch = one
+            try:
+                if want.warm:
+                    return await self._attach_warm(want, epoch, ack_pending_max)
+                shard = told[want.partition // PARTITIONS_A_STREAM]
+                return await self._attach(want, epoch, shard, ack_pending_max)
+            except TRANSIENT as error:
+                # In a cluster that lost a server some consumers take seconds to be made: the others go on.
+                failures.append(error)
+                return None
+
+        attached = zip(ours, await _each(attach, ours), strict=True)
+        acquired = [(want, revision, one) for (want, revision), one in attached if one is not None]
+        if failures and not acquired:
+            raise failures[0]
+        if failures:
+            _LOG.warning("not all acquired, tried again", failed=len(failures), cause=str(failures[0]))
+        for want, revision, one in acquired:
             self.held[want.partition] = Held(one, acquire(want.record, self._me, worker), revision)
-        return {one.partition: one for one in acquired}
+        return {want.partition: one for want, _, one in acquired}
 
     async def take_over(self, partitions: Iterable[int], *, worker: int = -1) -> dict[int, Acquired]:
         """Own the partitions, whoever has them."""
@@ -231,6 +246,7 @@ class Ownership:
         stream = self._names.samples_stream(shard * PARTITIONS_A_STREAM)
         state = await self._connection.api(f"STREAM.INFO.{stream}", timeout_s=self._timeout_s)
         floors: dict[int, dict[int, int]] = {}
+        missing: dict[int, list[int]] = {}
         offset, total = 0, 1
         while offset < total:
             page = await self._connection.api(
@@ -241,8 +257,10 @@ class Ownership:
                 parsed = parse_consumer(consumer["name"])
                 if parsed is not None:
                     floors.setdefault(parsed[0], {})[parsed[1]] = consumer["ack_floor"]["stream_seq"]
+            for partition, epoch in filter(None, map(parse_consumer, page.get("missing") or ())):
+                missing.setdefault(partition, []).append(epoch)
             offset, total = offset + len(consumers), page["total"] if consumers else 0
-        return Told(state["state"]["last_seq"], floors)
+        return Told(state["state"]["last_seq"], floors, missing)
 
     async def _attach_warm(self, want: Want, epoch: int, ack_pending_max: int) -> Acquired:
         """The consumer of a partition that was released to us: in the gap, so nothing is read first."""
@@ -274,6 +292,9 @@ class Ownership:
         consumer = await self._create_consumer(partition, epoch, position, ack_pending_max)
         for older in floors:
             await self._delete_consumer(stream, self._names.consumer(partition, older))
+        for older in told.missing.get(partition, ()):
+            if older < epoch:
+                self._delete_later(stream, self._names.consumer(partition, older))
         return Acquired(partition, epoch, position, stream, consumer, want.epoch)
 
     async def _require_latest(self, partition: int, epoch: int, newer: int) -> None:
@@ -316,6 +337,7 @@ class Ownership:
             "max_ack_pending": ack_pending_max,
             "max_deliver": -1,
             "mem_storage": True,
+            "num_replicas": 1,  # no RAFT group each: making one takes seconds when a server is lost
         }
         await self._connection.api(
             f"CONSUMER.CREATE.{stream}.{name}",

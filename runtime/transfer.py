@@ -36,8 +36,9 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import cache as cache_once
 from typing import Any, Final
 
@@ -57,8 +58,8 @@ from runtime.names import Names, name_problem
 from runtime.rebuild import Rebuild
 from runtime.wire import names_problems
 
-PAGE_BYTES: Final = 256_000
-"""Of one page, about: either side works on it for 1-2 ms."""
+PAGE_BYTES: Final = 128_000
+"""Of one page, about: either side works on it for 0.5-1 ms."""
 CHAMBER_BYTES_MAX: Final = 900_000
 """A larger chamber is read from the history. One that is larger than a page has a page of its own."""
 OVERHEAD_BYTES: Final = 10_000
@@ -67,6 +68,8 @@ DUTY_MAX: Final = 1 / 3
 """Of the owner's loop, for all who ask."""
 ASKED_MAX: Final = 32
 """Requests that may wait; others are refused."""
+LISTS_MAX: Final = 16
+"""Lists of chambers kept between two pages; one that was dropped is made again."""
 ANSWER_S: Final = 2.0
 """For one page. The history costs less than to wait longer."""
 AGAIN: Final = 2
@@ -147,8 +150,8 @@ def _places(state: NDArray[Any], window: int) -> NDArray[np.bool_]:
 # --- the owner's side ---------------------------------------------------------------------------
 
 
-def give(cache: Cache, ask: Ask, bytes_max: int) -> Page | Refused:
-    """One page of the partition's confirmed chambers; at most *bytes_max* long."""
+def give(cache: Cache, ask: Ask, names: Sequence[str], bytes_max: int) -> Page | Refused:
+    """One page of the partition's confirmed chambers, of *names*, sorted; at most *bytes_max* long."""
     arena, partition = cache.arena, ask.partition
     if ask.fingerprint != fingerprint(arena.shape.window, cache.depth):
         return Refused("its slots have another layout, window or depth")
@@ -161,7 +164,7 @@ def give(cache: Cache, ask: Ask, bytes_max: int) -> Page | Refused:
     left_out: list[str] = []
     slots: list[int] = []
     size, last, more = 0, ask.after, False
-    for name in _names(cache, ask):
+    for name in names[bisect_right(names, ask.after) :]:
         chamber = cache.get(name)
         if chamber is None or chamber.partition != partition:
             left_out.append(name)  # asked for by name, and evicted meanwhile
@@ -203,15 +206,9 @@ def give(cache: Cache, ask: Ask, bytes_max: int) -> Page | Refused:
     )
 
 
-def _names(cache: Cache, ask: Ask) -> list[str]:
-    """The names to be given, in order."""
-    if ask.names:
-        return sorted(name for name in ask.names if name > ask.after)
-    rows = cache.arena.chambers
-    there = np.flatnonzero((rows["partition"] == ask.partition) & (rows["used"] == arenas.USED))
-    names = rows["name"][there]
-    # UTF-8 orders as its code points do
-    return [name.decode() for name in np.sort(names[names > ask.after.encode()]).tolist()]
+def names_of(cache: Cache, partition: int) -> list[str]:
+    """The partition's chambers in memory, sorted."""
+    return sorted(name for name, chamber in cache.chambers.items() if chamber.partition == partition)
 
 
 def _size(cache: Cache, name: str, slots: list[int]) -> int:
@@ -234,6 +231,8 @@ class Giver:
         self._subject, self._serves = subject, serves
         self._asked: deque[tuple[bytes, bytes]] = deque()
         self._came = asyncio.Event()
+        self._lists: dict[tuple[int, int], list[str]] = {}
+        """The chambers of each partition and epoch as they were when its first page was given."""
 
     async def run(self) -> None:
         """Until it is cancelled, or the connection ends."""
@@ -263,7 +262,17 @@ class Giver:
             return Refused(str(error))
         if not self._serves(ask.partition):
             return Refused(f"partition {ask.partition} is not served here")
-        return give(self._cache, ask, self._connection.max_payload)
+        return give(self._cache, ask, self._names(ask), self._connection.max_payload)
+
+    def _names(self, ask: Ask) -> list[str]:
+        if ask.names:
+            return sorted(ask.names)
+        key = ask.partition, ask.epoch
+        if not ask.after or key not in self._lists:
+            if len(self._lists) >= LISTS_MAX:
+                self._lists.clear()
+            self._lists[key] = names_of(self._cache, ask.partition)
+        return self._lists[key]
 
 
 # --- the receiver's side ------------------------------------------------------------------------

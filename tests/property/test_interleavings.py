@@ -174,3 +174,42 @@ def test_long_runs_of_two_workers_give_the_verdicts_of_the_oracle(seed: int) -> 
     program = [(step(), rng.randint(1, 12)) for _ in range(900)]
     slots, rows = rng.choice([(4, 2), (9, 4), (40, 8)] if seed % 3 else [(40, 8)])
     assert_a_pair_as_the_oracle(Pair(rng, SPECS, slots=slots, rows=rows), program)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_copies_from_the_owners_memory_are_as_good_as_the_history(seed: int) -> None:
+    """Dozens of moves, each after a copy that is made page by page between the steps of a live owner, now and
+    then with an overtaking, a broken session or a death in between."""
+    rng = random.Random(seed)
+    slots, rows = rng.choice([(9, 4), (40, 8), (40, 8), (40, 8)])
+    world = Pair(rng, SPECS, slots=slots, rows=rows)
+    smooth = [*SMOOTH, "publish", "deliver"]
+    try:
+        for _ in range(40):
+            partition = rng.randrange(len(world.records))
+            owner = world.records[partition].owner
+            assert isinstance(owner, Worker | None)
+            copier = next(one for one in world.workers if one is not owner)
+            for _ in range(rng.randrange(40)):
+                act(world, rng.choice(world.workers), rng.choice(smooth), rng.randint(1, 8))
+                if rng.random() < 0.3:
+                    copier.copy(partition)
+                if rng.random() < 0.004:
+                    act(world, rng.choice(world.workers), rng.choice(ROUGH), rng.randint(1, 12))
+                if rng.random() < 0.003:
+                    move(world, rng.choice(world.workers), "overtake", partition, 1)
+            for one in world.workers:
+                one.stop_serving(partition)
+            for _ in range(60):
+                if world.records[partition].owner is None:
+                    break
+                for one in world.workers:
+                    one.act()
+            if world.records[partition].owner is None or rng.random() < 0.2:
+                copier.take_on(partition) if partition not in copier.intakes else None
+        assert world.transferred > 10 or world.refused > 10
+        world.finish()
+        differences = world.differences()
+        assert not differences, "\n".join(differences[:8])
+    finally:
+        world.close()

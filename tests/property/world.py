@@ -35,7 +35,7 @@ from runtime.overdue import overdue_alarms, overdue_rejections
 from runtime.readings import Readings
 from runtime.rebuild import Rebuild, restore_chamber
 from runtime.specs import Specs
-from runtime.transfer import OVERHEAD_BYTES, Ask, Page, Refused, TransferFailed, fetch, give
+from runtime.transfer import OVERHEAD_BYTES, Ask, Page, Refused, TransferFailed, fetch, give, names_of
 from runtime.turns import Turns
 from runtime.wire import StoredVerdict
 from tests.load import parsed
@@ -332,7 +332,8 @@ class Worker:
             await page()
             if partition not in giver.intakes or partition in giver.leaving:
                 raise TransferFailed("it is not served there")
-            answer = give(giver.cache, ask, OVERHEAD_BYTES + self.rng.choice([300, 900, 100_000]))
+            names = sorted(ask.names) or names_of(giver.cache, partition)
+            answer = give(giver.cache, ask, names, OVERHEAD_BYTES + self.rng.choice([300, 900, 100_000]))
             if isinstance(answer, Refused):
                 raise TransferFailed(answer.why)
             return answer

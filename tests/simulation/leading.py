@@ -103,6 +103,7 @@ class Leading:
 
     def _situation(self, now_s: float) -> Situation:
         view = self._process.view
+        members = view.ring.value.members if view.ring is not None else {}
         holders = {}
         for stable_id, seen in view.claims.items():
             claim = seen.value
@@ -113,7 +114,7 @@ class Leading:
                 claim.track,
                 claim.weight,
                 claim.joins,
-                beat is not None and beat.value.state is State.LEAVING,
+                stable_id not in members if beat is None else beat.value.state is State.LEAVING,
                 view.silent_s(claim.pod_uid),
                 view.claim_revisions[stable_id],
             )

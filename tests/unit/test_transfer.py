@@ -28,6 +28,7 @@ from runtime.transfer import (
     fetch,
     fingerprint,
     give,
+    names_of,
     take,
 )
 from runtime.wire import decode_stored
@@ -85,9 +86,13 @@ def judged(judge: Judge, sample: Sample) -> list[bytes]:
     return [message[2] for message in batch.verdicts]
 
 
+def given(owner: Judge, ask: Ask, bytes_max: int) -> Page | Refused:
+    return give(owner.cache, ask, sorted(ask.names) or names_of(owner.cache, 0), bytes_max)
+
+
 def from_memory(owner: Judge, bytes_max: int = 10**6) -> Callable[[Ask], Awaitable[Page]]:
     async def page_of(ask: Ask) -> Page:
-        answer = give(owner.cache, ask, bytes_max)
+        answer = given(owner, ask, bytes_max)
         assert isinstance(answer, Page), answer
         copied: Page = msgspec.msgpack.decode(msgspec.msgpack.encode(answer), type=Page)
         return copied
@@ -168,16 +173,16 @@ def test_a_chamber_in_flight_is_left_out_and_given_when_it_has_landed() -> None:
     rng = random.Random(3)
     owner = an_owner(rng, MINE)
     batch = owner.judge([report(rng, 1000, MINE[2])])
-    page = give(owner.cache, Ask(0, EPOCH, MARK), 10**6)
+    page = given(owner, Ask(0, EPOCH, MARK), 10**6)
     assert isinstance(page, Page)
     assert page.left_out == [MINE[2]]
-    assert sorted(given.name for given in page.chambers) == sorted(set(MINE) - {MINE[2]})
+    assert sorted(one.name for one in page.chambers) == sorted(set(MINE) - {MINE[2]})
     assert copied(owner, worker())[1] == [MINE[2]]
     assert batch.flight is not None
     owner.flights.confirm(batch.flight)
-    page = give(owner.cache, Ask(0, EPOCH, MARK, names=[MINE[2]]), 10**6)
+    page = given(owner, Ask(0, EPOCH, MARK, names=[MINE[2]]), 10**6)
     assert isinstance(page, Page)
-    assert [given.name for given in page.chambers] == [MINE[2]]
+    assert [one.name for one in page.chambers] == [MINE[2]]
 
 
 def test_what_the_owner_has_not_in_memory_makes_the_copy_partial() -> None:
@@ -188,7 +193,7 @@ def test_what_the_owner_has_not_in_memory_makes_the_copy_partial() -> None:
     *_, rebuild = copied(owner, other)
     rebuild.finish()
     assert other.cache.arena.partitions[0] == PARTLY
-    page = give(owner.cache, Ask(0, EPOCH, MARK, names=MINE[:2]), 10**6)
+    page = given(owner, Ask(0, EPOCH, MARK, names=MINE[:2]), 10**6)
     assert isinstance(page, Page)
     assert page.left_out == [MINE[0]]
 
@@ -213,14 +218,14 @@ def test_an_owner_gives_nothing_of_another_epoch_layout_or_partition() -> None:
         Ask(0, EPOCH, fingerprint(WINDOW + 1, DEPTH)),
         Ask(0, EPOCH, fingerprint(WINDOW, DEPTH + 1)),
     ):
-        assert isinstance(give(owner.cache, ask, 10**6), Refused), ask
+        assert isinstance(given(owner, ask, 10**6), Refused), ask
     owner.cache.arena.partitions[0] = UNREAD
-    assert isinstance(give(owner.cache, Ask(0, EPOCH, MARK), 10**6), Refused)
+    assert isinstance(given(owner, Ask(0, EPOCH, MARK), 10**6), Refused)
 
 
 def test_a_page_that_cannot_be_is_refused_and_leaves_no_trace() -> None:
     owner, other = an_owner(random.Random(7), MINE), worker()
-    page = give(owner.cache, Ask(0, EPOCH, MARK), 10**6)
+    page = given(owner, Ask(0, EPOCH, MARK), 10**6)
     assert isinstance(page, Page)
     first, *rest = page.chambers
     full = np.frombuffer(page.state, dtype=owner.cache.arena.state.dtype).copy()
@@ -247,7 +252,7 @@ def test_a_page_that_cannot_be_is_refused_and_leaves_no_trace() -> None:
 
 def test_pages_that_do_not_advance_end_the_transfer() -> None:
     owner, other = an_owner(random.Random(8), MINE), worker()
-    page = give(owner.cache, Ask(0, EPOCH, MARK), 10**6)
+    page = given(owner, Ask(0, EPOCH, MARK), 10**6)
     assert isinstance(page, Page)
 
     async def again(ask: Ask) -> Page:

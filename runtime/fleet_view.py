@@ -87,6 +87,8 @@ class FleetView:
         """The stable IDs that a pod holds, by its UID."""
         self.beats: dict[str, Seen[Heartbeat]] = {}
         """Living heartbeats by pod UID."""
+        self.departed: set[str] = set()
+        """Pods whose heartbeat is gone although they hold a claim."""
         self.records: dict[int, Seen[Record]] = {}
         """Ownership by partition; *revision* is the key's, the epoch is ``value.epoch or revision``."""
         self.record_revisions: dict[int, int] = {}
@@ -273,10 +275,13 @@ class FleetView:
         if beat is None:
             if entry.value is None and uid not in self.held:
                 self._heard_s.pop(uid, None)
+            if uid in self.held:
+                self.departed.add(uid)
             if self.beats.pop(uid, None) is not None:
                 self._tell("beats")
             return
         now_s = self._clock()
+        self.departed.discard(uid)
         self.beats[uid] = Seen(beat, entry.revision, now_s)
         self._heard_s[uid] = now_s
         if uid == self._settings.pod_uid:

@@ -113,6 +113,13 @@ class Yield(NamedTuple):
     worker: int
 
 
+class Abandon(NamedTuple):
+    """Let the worker stop, release nothing: the record has another owner, or a later epoch of ours."""
+
+    partition: int
+    worker: int
+
+
 class Disown(NamedTuple):
     """Release a record that says we own the partition, which we neither serve nor want."""
 
@@ -127,7 +134,7 @@ class Restore(NamedTuple):
     revision: int
 
 
-Deed = Copy | Forget | Ask | Acquire | Yield | Disown | Restore
+Deed = Copy | Forget | Ask | Acquire | Yield | Abandon | Disown | Restore
 
 
 class FleetSeen(Protocol):
@@ -218,7 +225,7 @@ class Handoffs:
             return Copy(partition, worker)
         part.unwanted_s = None
         if part.phase is Phase.SERVING:
-            return self._keep(partition, part, standing, free, now_s)
+            return self._keep(partition, part, standing, now_s)
         if part.phase in (Phase.COPYING, Phase.WARM):
             if free:
                 part.phase = Phase.ACQUIRING
@@ -248,15 +255,17 @@ class Handoffs:
             return Copy(partition, part.worker)
         return None
 
-    def _keep(
-        self, partition: int, part: Part, standing: Standing, free: bool, now_s: float
-    ) -> Restore | None:
-        """Mends the record of a partition that we serve. One that a living pod acquired is left alone: our
-        consumer is deleted, and our session ends of it."""
+    def _keep(self, partition: int, part: Part, standing: Standing, now_s: float) -> Restore | Abandon | None:
+        """Minds the record of a partition that we serve: one that was acquired after us ends our part, also
+        when our consumer was not deleted (whoever did it was too quick, or our own making of it too slow);
+        one that the bucket lost, or that is nonsense, is mended."""
         if standing.revision == part.revision:
             part.seen = True
             return None
-        overwritten = standing.revision > part.revision and free
+        if standing.revision > part.revision and standing.record.state is State.OWNED:
+            part.phase = Phase.YIELDING
+            return Abandon(partition, part.worker)
+        overwritten = standing.revision > part.revision
         if not overwritten and not (part.seen and standing.revision < part.revision):
             return None
         if now_s < part.retry_s:
@@ -280,6 +289,10 @@ class Handoffs:
             return Forget(partition, part.worker)
         if part.phase is not Phase.SERVING:
             return None
+        standing = fleet.standing(partition)
+        if standing.revision > part.revision and standing.record.state is State.OWNED:
+            part.phase = Phase.YIELDING
+            return Abandon(partition, part.worker)
         heir = fleet.holder(owner) if owner is not None else None
         if heir is None or heir == self.me.pod_uid:
             part.unwanted_s = None

@@ -140,9 +140,15 @@ class Ownership:
             want, epoch = one
             try:
                 if want.warm:
-                    return await self._attach_warm(want, epoch, ack_pending_max)
-                shard = told[want.partition // PARTITIONS_A_STREAM]
-                return await self._attach(want, epoch, shard, ack_pending_max)
+                    made = await self._attach_warm(want, epoch, ack_pending_max)
+                else:
+                    shard = told[want.partition // PARTITIONS_A_STREAM]
+                    made = await self._attach(want, epoch, shard, ack_pending_max)
+                await self._require_ours(made)
+                return made
+            except Fenced as error:
+                _LOG.warning("not acquired", partition=want.partition, cause=str(error))
+                return None
             except TRANSIENT as error:
                 # In a cluster that lost a server some consumers take seconds to be made: the others go on.
                 failures.append(error)
@@ -345,6 +351,14 @@ class Ownership:
             timeout_s=self._timeout_s,
         )
         return name
+
+    async def _require_ours(self, made: Acquired) -> None:
+        """Whoever acquired after us may have looked for our consumer before we made it (this process stood
+        still in between): then it is ours to delete. Raises Fenced."""
+        entry = await self.bucket.get_from_leader(key(made.partition))
+        if entry is None or entry.revision != made.epoch:
+            await self._delete_consumer(made.stream, made.consumer)
+            raise Fenced(f"partition {made.partition}: another acquired it after our epoch {made.epoch}")
 
     def _delete_later(self, stream: str, name: str) -> None:
         async def delete() -> None:

@@ -16,12 +16,14 @@ from runtime.bus import TRANSIENT, Connection, backoff_s
 from runtime.control import Absent, NobodyListens, Refused, Yielded
 from runtime.errors import DefenderError, Fenced
 from runtime.handoff import (
+    Abandon,
     Acquire,
     Ask,
     Copy,
     Disown,
     Forget,
     Handoffs,
+    Part,
     Phase,
     Restore,
     Standing,
@@ -216,6 +218,8 @@ class Steward:
                     cold.setdefault(worker, []).append(deed)
                 case Yield(partition=partition):
                     self._start(self._give_up(partition))
+                case Abandon(partition=partition):
+                    self._start(self._abandon(partition))
                 case Disown(partition=partition, standing=standing):
                     self._start(self._disown(partition, standing))
                 case Restore(partition=partition, revision=revision):
@@ -330,19 +334,30 @@ class Steward:
         part = self.handoffs.parts[partition]
         stopped_s = self._clock()
         held = self.ownership.held[partition].acquired
-        position = held.position
-        if part.assigned:
-            finishing = self._finishing[partition] = asyncio.get_running_loop().create_future()
-            if not self._pool.handles[part.worker].take_back([partition]):
-                finishing.set_result(0)  # its session is over
-            try:
-                position = max(position, await finishing)
-            finally:
-                del self._finishing[partition]
-        else:
-            self._unassigned.pop(partition, None)
+        position = max(held.position, await self._finish(partition, part))
         standing = await self._release(partition, position, heir)
         return standing, stopped_s
+
+    async def _finish(self, partition: int, part: Part) -> int:
+        """Lets the worker stop; its position, 0 when it does not tell one."""
+        if not part.assigned:
+            self._unassigned.pop(partition, None)
+            return 0
+        finishing = self._finishing[partition] = asyncio.get_running_loop().create_future()
+        try:
+            if not self._pool.handles[part.worker].take_back([partition]):
+                return 0  # its session is over
+            position: int = await finishing
+            return position
+        finally:
+            del self._finishing[partition]
+
+    async def _abandon(self, partition: int) -> None:
+        _LOG.warning("another acquired a partition that we serve; it is left to it", partition=partition)
+        await self._finish(partition, self.handoffs.parts[partition])
+        self.ownership.held.pop(partition, None)
+        self.handoffs.released(partition)
+        self._wake.set()
 
     async def _release(self, partition: int, position: int, heir: str) -> Standing:
         """Releases the record, however long the server does not answer. Raises Fenced."""

@@ -9,12 +9,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from fleet import until
+from fleet import connected, until
 
 from runtime.bus import Connection, connect
 from runtime.config import Settings
 from runtime.embedded import HOST, NatsServer
 from runtime.errors import DefenderError
+from runtime.resources import ensure
 
 MEMBERS: Final = 3
 ELECTED_S_MAX: Final = 30.0
@@ -39,6 +40,18 @@ class NatsCluster:
     def urls(self, *, without: str = "") -> str:
         """All of them but one."""
         return ",".join(server.url for name, server in self.servers.items() if name != without)
+
+    async def prepare(self, settings: Settings) -> None:
+        """Makes the fleet's streams and buckets, and waits until each has a leader."""
+        async with connected(settings) as connection:
+            await ensure(connection, settings)
+            names = (await connection.api("STREAM.NAMES"))["streams"]
+            for name in names:
+                await until(
+                    lambda name=name: self.leader_of(connection, name),
+                    deadline_s=ELECTED_S_MAX,
+                    what=f"a server leads {name}",
+                )
 
     async def leader_of(self, connection: Connection, stream: str) -> str:
         """The name of the server that leads the stream's RAFT group; "" while none does."""

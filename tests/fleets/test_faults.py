@@ -44,6 +44,7 @@ async def test_the_raft_leader_of_the_buckets_is_lost() -> None:
     async with nats_cluster() as cluster:
         one = next(iter(cluster.servers.values()))
         settings = troubled_settings(one, **USUAL_TIMES, nats_servers=cluster.url, stream_replicas=3)
+        await cluster.prepare(settings)
         claims = f"KV_{settings.nats_kv_stable_ids}"
         async with troubled(settings, members=2, rate=200) as fleet:
             begin_ns, holders, connection = time.time_ns(), fleet.holders, fleet.outside.connection
@@ -71,6 +72,7 @@ async def test_a_server_that_leads_consumers_alone_is_lost() -> None:
         first, _, lost = cluster.servers
         one, urls = cluster.servers[first], cluster.urls(without=lost)
         settings = troubled_settings(one, **USUAL_TIMES, nats_servers=urls, stream_replicas=3)
+        await cluster.prepare(settings)
         async with troubled(settings, members=2, rate=200) as fleet:
             begin_ns, connection, names = time.time_ns(), fleet.outside.connection, settings.names
             samples, kept = names.samples_stream(0), names.verdicts_stream(0)

@@ -198,15 +198,17 @@ def test_copies_from_the_owners_memory_are_as_good_as_the_history(seed: int) -> 
                     act(world, rng.choice(world.workers), rng.choice(ROUGH), rng.randint(1, 12))
                 if rng.random() < 0.003:
                     move(world, rng.choice(world.workers), "overtake", partition, 1)
-            for one in world.workers:
-                one.stop_serving(partition)
-            for _ in range(60):
+            by_force = rng.random() < 0.3
+            if not by_force:
+                for one in world.workers:
+                    one.stop_serving(partition)
+            for _ in range(0 if by_force else 60):
                 if world.records[partition].owner is None:
                     break
                 for one in world.workers:
                     one.act()
-            if world.records[partition].owner is None or rng.random() < 0.2:
-                copier.take_on(partition) if partition not in copier.intakes else None
+            if (by_force or world.records[partition].owner is None) and partition not in copier.intakes:
+                copier.take_on(partition)
         assert world.transferred > 10 or world.refused > 10
         world.finish()
         differences = world.differences()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from runtime.handoff import (
+    Abandon,
     Acquire,
     Ask,
     Copy,
@@ -21,7 +22,7 @@ from runtime.handoff import (
 )
 from runtime.ownership_record import Owner, Record, acquire, release
 from runtime.records import Layout, Member
-from simulation.server import Told
+from simulation.server import ASSIGNMENTS, Told
 from simulation.view import CachedLayout, View
 
 if TYPE_CHECKING:
@@ -123,6 +124,8 @@ class Duties:
                 self._acquire(deed)
             case Yield(partition=partition):
                 self._hand_over(partition, "", lambda _: None)
+            case Abandon(partition=partition):
+                self._abandon(partition)
             case Disown(partition=partition, standing=standing):
                 record = standing.record
                 given_back = release(record, record.epoch or standing.revision, record.position)
@@ -193,7 +196,7 @@ class Duties:
                 return
             if before:
                 self._process.lane.tell(self._server.delete_consumer, partition, before)
-            self._acquired(deed, held)
+            self._require_ours(deed, held)
 
         self._call(created, self._server.create_consumer, partition, held.epoch, held.position)
 
@@ -215,7 +218,7 @@ class Duties:
             if done is None:
                 self._lost(partition)
             else:
-                self._acquired(deed, held)
+                self._require_ours(deed, held)
 
         def created(done: int | None) -> None:
             if done != 0:
@@ -223,9 +226,22 @@ class Duties:
             elif older:
                 self._call(deleted, self._server.delete_consumers, partition, older)
             else:
-                self._acquired(deed, held)
+                self._require_ours(deed, held)
 
         self._call(created, self._server.create_consumer, partition, held.epoch, held.position)
+
+    def _require_ours(self, deed: Acquire, held: Held) -> None:
+        """Whoever acquired after us may have looked for our consumer before we made it."""
+        partition = deed.partition
+
+        def read(stored: Any) -> None:
+            if stored is not None and stored.revision == held.epoch:
+                self._acquired(deed, held)
+            else:
+                self._process.lane.tell(self._server.delete_consumer, partition, held.epoch)
+                self._lost(partition)
+
+        self._call(read, self._server.get, ASSIGNMENTS, f"partition.{partition}")
 
     def _lost(self, partition: int) -> None:
         self.handoffs.lost(partition, self._process.clock())
@@ -264,6 +280,23 @@ class Duties:
         self.handoffs.yielding(partition)
         self.touched += 1
         self._hand_over(partition, stable_id, reply)
+
+    def _abandon(self, partition: int) -> None:
+        """Another acquired it: the worker stops, nothing is released."""
+        part = self.handoffs.parts[partition]
+
+        def finished(_: int) -> None:
+            if self._finishing.pop(partition, None) is not None:
+                self.held.pop(partition, None)
+                self.handoffs.released(partition)
+
+        self._finishing[partition] = finished
+        serve = self._process.workers[part.worker].serves.get(partition) if part.assigned else None
+        if serve is not None:
+            self._world.heap.after(0.001, serve.run, serve.finish, finished)
+        else:
+            self._unassigned.discard(partition)
+            finished(0)
 
     def _hand_over(self, partition: int, heir: str, reply: Callable[[Any], None]) -> None:
         part, held = self.handoffs.parts[partition], self.held[partition]

@@ -51,9 +51,7 @@ class Leading:
             self._campaign(self._revision)
         if self.policy is not None and not self._writing:
             if view.lost_tracks:
-                process.lane.call(
-                    lambda _: None, world.server.write, ASSIGNMENTS, "tracks", view.tracks, 0
-                )
+                process.lane.call(lambda _: None, world.server.write, ASSIGNMENTS, "tracks", view.tracks, 0)
             for order in self.policy.step(self._situation(now_s)):
                 if process.clock() < self._deadline_s or not world.checks_deadline:
                     self._carry_out(order)
@@ -103,7 +101,6 @@ class Leading:
 
     def _situation(self, now_s: float) -> Situation:
         view = self._process.view
-        members = view.ring.value.members if view.ring is not None else {}
         holders = {}
         for stable_id, seen in view.claims.items():
             claim = seen.value
@@ -114,7 +111,7 @@ class Leading:
                 claim.track,
                 claim.weight,
                 claim.joins,
-                stable_id not in members if beat is None else beat.value.state is State.LEAVING,
+                claim.pod_uid in view.departed if beat is None else beat.value.state is State.LEAVING,
                 view.silent_s(claim.pod_uid),
                 view.claim_revisions[stable_id],
             )

@@ -58,6 +58,7 @@ class View:
         self.claim_revisions: dict[str, int] = {}
         self.held: dict[str, list[str]] = {}
         self.beats: dict[str, Seen] = {}
+        self.departed: set[str] = set()
         self.records: dict[int, Standing] = {}
         self.ring: Seen | None = None
         self.ring_revision = 0
@@ -212,10 +213,13 @@ class View:
 
     def _take_beat(self, key: str, value: Heartbeat | None, revision: int, arrived_s: float) -> None:
         if value is None:
-            if key not in self.held:
+            if key in self.held:
+                self.departed.add(key)
+            else:
                 self.heard_s.pop(key, None)
             self.beats.pop(key, None)
             return
+        self.departed.discard(key)
         self.beats[key] = Seen(value, revision, arrived_s)
         self.heard_s[key] = arrived_s
 

@@ -11,6 +11,7 @@ from runtime.handoff import (
     REFRESH_S,
     RETRY_S,
     VACANT,
+    Abandon,
     Acquire,
     Ask,
     Copy,
@@ -221,14 +222,11 @@ def test_a_record_that_names_us_though_we_neither_serve_nor_want_it_is_released(
     assert made.plan(seen, RETRY_S / 2) == []
 
 
-@pytest.mark.parametrize(
-    "standing", [VACANT, Standing(Record(), 12), owned(Owner("defender-7", "ghost"), 12)]
-)
+@pytest.mark.parametrize("standing", [VACANT, Standing(Record(), 12)])
 def test_a_lost_or_overwritten_record_of_what_we_serve_is_restored(standing: Standing) -> None:
     seen = ours()
     made = serving(seen)
     seen.standings[0] = standing
-    seen.gone.add("ghost")
     assert made.plan(seen, 1.0) == [Restore(0, standing.revision)]
     made.restored(0, 14)
     assert made.plan(seen, 1.0) == []
@@ -243,11 +241,23 @@ def test_a_record_that_does_not_show_our_write_yet_is_left_alone() -> None:
     assert made.plan(seen, 1.0) == []
 
 
-def test_a_partition_that_a_living_pod_took_from_us_is_not_taken_back() -> None:
+def test_a_partition_that_a_living_pod_took_from_us_is_left_to_it() -> None:
+    for seen in (ours(), theirs()):
+        made = serving(seen)
+        seen.standings[0] = owned(OTHER, 12)
+        assert made.plan(seen, 1.0) == [Abandon(0, 0)]
+        assert made.plan(seen, 1.0) == []
+        assert "yielding" in made.refuses(0, OTHER.stable_id, theirs())
+
+
+def test_a_record_that_names_a_ghost_costs_us_the_partition_and_is_acquired_anew() -> None:
     seen = ours()
     made = serving(seen)
-    seen.standings[0] = owned(OTHER, 12)
-    assert made.plan(seen, 1.0) == []
+    seen.standings[0] = owned(Owner("defender-7", "ghost"), 12)
+    seen.gone.add("ghost")
+    assert made.plan(seen, 1.0) == [Abandon(0, 0)]
+    made.released(0)
+    assert made.plan(seen, 1.0) == [Acquire(0, 0, seen.standings[0], warm=False)]
 
 
 def test_what_a_worker_had_is_planned_anew_and_what_it_finished_is_released_as_it_is() -> None:

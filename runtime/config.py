@@ -214,7 +214,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         int, Meta(ge=1, le=64, description="Partitions that a worker copies ahead at the same time.")
     ] = 2
     request_timeout_s: Annotated[Seconds, Meta(description="Time that the NATS server has to answer.")] = 5.0
-    pull_expires_s: Annotated[Seconds, Meta(description="Life of a pull request for reports.")] = 30.0
+    pull_expires_s: Annotated[Seconds, Meta(description="Life of a pull request for reports.")] = 10.0
     drain_s: Annotated[
         float, Meta(gt=0, lt=10, description="Time to finish, hand over and release after SIGTERM.")
     ] = 8.0

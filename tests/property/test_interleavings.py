@@ -194,6 +194,11 @@ def test_copies_from_the_owners_memory_are_as_good_as_the_history(seed: int) -> 
                 act(world, rng.choice(world.workers), rng.choice(smooth), rng.randint(1, 8))
                 if rng.random() < 0.3:
                     copier.copy(partition)
+                if rng.random() < 0.15:  # a few reports from delivery to acknowledgement, between two pages
+                    world.publish(3)
+                    for _ in range(5):
+                        world.workers[0].act()
+                        world.workers[1].act()
                 if rng.random() < 0.004:
                     act(world, rng.choice(world.workers), rng.choice(ROUGH), rng.randint(1, 12))
                 if rng.random() < 0.003:

@@ -305,7 +305,7 @@ class Worker:
             givers = [one for one in self.outside.workers if one is not self and partition in one.intakes]
             if givers and self.rng.random() < 0.7:
                 self._begin_transfer(partition, copying, self.rng.choice(givers))
-        for _ in range(self.rng.choice([1, 2, 9])):
+        for _ in range(self.rng.choice([1, 1, 9])):
             if copying.pages is not None:
                 self._next_page(partition, copying)
                 if copying.pages is None:
@@ -333,7 +333,7 @@ class Worker:
             if partition not in giver.intakes or partition in giver.leaving:
                 raise TransferFailed("it is not served there")
             names = sorted(ask.names) or names_of(giver.cache, partition)
-            answer = give(giver.cache, ask, names, OVERHEAD_BYTES + self.rng.choice([300, 900, 100_000]))
+            answer = give(giver.cache, ask, names, OVERHEAD_BYTES + self.rng.choice([700, 1_500, 1_500, 100_000]))
             if isinstance(answer, Refused):
                 raise TransferFailed(answer.why)
             return answer

@@ -139,6 +139,7 @@ class Readings:
             for first in range(0, len(rows), AT_ONCE):
                 copy.rebuild.take(rows[first : first + AT_ONCE])
                 await rest(0.0)
+        copy.rebuild.follow()
         return position
 
     def _rest_ratio(self) -> float:

@@ -31,6 +31,7 @@ class Rebuild:
         self._cache, self._partition = cache, partition
         self._filling: dict[str, Chamber] = {}
         self._refused: set[str] = set()
+        self._follows = False
         self.complete = True
         self.reports = 0
 
@@ -40,6 +41,9 @@ class Rebuild:
         for row in rows:
             chamber = self._chamber(row.chamber)
             if chamber is None or row.seq <= chamber.seq:
+                continue
+            if self._follows and row.ordinal != chamber.ordinal + 1:
+                self._refuse(chamber, columns)
                 continue
             if chamber.seq and row.ordinal != chamber.ordinal + 1:
                 columns.restore(self._cache)
@@ -67,6 +71,11 @@ class Rebuild:
             return None
         chamber.seq, chamber.ordinal = seq, ordinal
         return slots
+
+    def follow(self) -> None:
+        """What was adopted is all that there is; from here on only rows that came since are given. A chamber
+        whose first row is not the next one stays out: rows before it, which are not given, may count."""
+        self._follows = True
 
     def finish(self) -> None:
         """The chambers filled are valid from here on, and the partition is read."""

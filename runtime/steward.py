@@ -189,6 +189,7 @@ class Steward:
         self._wake.set()
 
     def _serves(self, partition: int) -> None:
+        self.handoffs.served(partition)
         now_s = self._clock()
         stopped_s = self._stopped_s.pop(partition, None)
         if stopped_s is not None:

@@ -17,14 +17,16 @@ history (``E`` is the owner's epoch, ``N`` the noted position, ``c`` a chamber):
    reads from ``N`` on, and passes over what the state has (`runtime.rebuild`).
 2. Chambers that the owner has not in memory: it tells with each page, the last one counts, whether its
    partition is WHOLE, which it never becomes again within an epoch. Then an unknown chamber has nothing
-   stored before ``N``. Else the copy is PARTLY too, and a chamber that is missing is read when it is needed.
+   stored before ``N``. Else the copy is PARTLY too, and a chamber that is missing is read when it is needed;
+   rows behind ``N`` do not make one, unless they begin with its first report (`Rebuild.follow`).
 3. Others that published: the copy is used only if ``E`` is the very epoch that the receiver's own acquisition
    replaced (`runtime.readings`), else the history is read. So nobody had the partition between the two.
 4. A verdict that a former owner sent before it was overtaken by ``E``, and that was stored late but before
    ``N``: the owner does not have it in its state and has not met its sample yet, for then its own verdict
    would have been a repeat, its session would have ended, and ``E`` with it. So the sample is above the
    position at which the partition is handed over: the receiver meets it, as the owner would have, and settles
-   it the same way.
+   it the same way. If a second one of ``c`` was stored behind ``N``, its ordinal shows the gap: ``c`` is
+   dropped, and read from the history when it is needed.
 5. An owner that was overtaken itself, and does not know: as 3, its ``E`` is not what is replaced.
 
 A slot's meaning must be the same on both sides: the fingerprint says so. Whoever changes what a slot means

@@ -333,7 +333,9 @@ class Worker:
             if partition not in giver.intakes or partition in giver.leaving:
                 raise TransferFailed("it is not served there")
             names = sorted(ask.names) or names_of(giver.cache, partition)
-            answer = give(giver.cache, ask, names, OVERHEAD_BYTES + self.rng.choice([700, 1_500, 1_500, 100_000]))
+            answer = give(
+                giver.cache, ask, names, OVERHEAD_BYTES + self.rng.choice([700, 1_500, 1_500, 100_000])
+            )
             if isinstance(answer, Refused):
                 raise TransferFailed(answer.why)
             return answer
@@ -355,6 +357,7 @@ class Worker:
             self.outside.left_out += len(left_out)
             for name in left_out:
                 copying.rebuild.take(now(self.history.load_chamber(partition, name)))
+            copying.rebuild.follow()
         copying.pages = None
 
     def _end(self, copying: Copying | None) -> None:

@@ -380,6 +380,7 @@ class Duties:
             self.handoffs.copied(partition)
         elif word == "serves":
             self.served.add(partition)
+            self.handoffs.served(partition)
 
     def serves_all(self) -> bool:
         """Whether everything that is ours is served."""

@@ -160,8 +160,10 @@ def test_only_some_are_asked_for_at_the_same_time() -> None:
     asked = made.plan(seen, 0.0)
     assert [type(deed) for deed in asked] == [Ask] * ASKS_MAX
     made.yielded(asked[0].partition, owned(OTHER))
-    assert made.plan(seen, 0.0) == []  # it is not served yet
+    assert made.plan(seen, 0.0) == []
     made.acquired(asked[0].partition, 9)
+    assert made.plan(seen, 0.0) == []  # it is ours, and its worker does not serve it yet
+    made.served(asked[0].partition)
     assert len(made.plan(seen, 0.0)) == 1
 
 

@@ -261,3 +261,20 @@ def test_pages_that_do_not_advance_end_the_transfer() -> None:
 
     with pytest.raises(TransferFailed, match="ends with"):
         asyncio.run(fetch(again, 0, EPOCH, other.cache, Rebuild(other.cache, 0), no_rest))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_chamber_whose_rows_since_the_copy_do_not_follow_on_stays_out(known: bool) -> None:
+    """Rows that are not given may count: one that the owner had not in memory, or another's late verdict."""
+    rng = random.Random(9)
+    owner, other = an_owner(rng, MINE), worker()
+    if not known:
+        owner.cache.drop(owner.cache.chambers[MINE[0]])
+    *_, rebuild = copied(owner, other)
+    rebuild.follow()
+    source = an_owner(random.Random(9), MINE)
+    rows = [row for seq in range(1001, 1004) for row in judged(source, report(rng, seq, MINE[0]))]
+    rebuild.take([decode_stored(row) for row in rows[1:]])
+    rebuild.finish()
+    assert MINE[0] not in other.cache.chambers
+    assert other.cache.arena.partitions[0] == PARTLY

@@ -25,9 +25,9 @@ from runtime.ownership_record import Owner, Record, State
 from runtime.records import Layout
 
 ASKS_MAX: Final = 2
-"""Partitions that a pod takes over warm at the same time, from asking until its worker serves them: more would
-only lengthen one another's gaps. Counted until they were acquired only, and 4 at a time, a cutover between
-5 and 5 pods on two cores had gaps of 843 ms in the middle, though the records changed hands in 34 ms."""
+"""Partitions that a pod takes over warm at the same time, from asking until its worker serves them: more
+would only lengthen one another's gaps. Counted until they were acquired only, and 4 at a time, a cutover
+between 5 and 5 pods on two cores had gaps of 843 ms in the middle, though records changed hands in 34 ms."""
 RETRY_S: Final = 0.1
 """Between two attempts at one partition."""
 REFRESH_S: Final = 5.0

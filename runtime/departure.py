@@ -63,11 +63,13 @@ class Departure:
         """Hands over what there is time for, releases the rest, gives the ID back. *deadline_s* is monotonic;
         for *wait_s* a standby may appear.
 
-        It may be cancelled (a second SIGTERM): `finish` then does the rest.
+        It may be cancelled, and begun again with another deadline (SIGTERM in an operator's drain), or ended
+        by `finish` (a second SIGTERM).
         """
         hand_over_s = deadline_s - RELEASE_S
         if self._hands_over():
-            if self._settings.identity is Identity.CLAIM and await self._pass_on(hand_over_s, wait_s):
+            passes = self._settings.identity is Identity.CLAIM
+            if self.passed_on or (passes and await self._pass_on(hand_over_s, wait_s)):
                 # The lease that we have is the last one.
                 deadline_s = min(deadline_s, self._lease.deadline_s - MARGIN_S)
                 await self._wait_empty(deadline_s - RELEASE_S)

@@ -110,7 +110,7 @@ class HandoffCollector(Collector):
         yield handoffs
         yield _total("defender_handoffs_refused", "Requests refused or unanswered.", tally.refused)
         yield _histogram(
-            "defender_handoff_seconds", "From the beginning of the copy to serving.", tally.handoff
+            "defender_handoff_seconds", "From asking for a partition to serving it.", tally.handoff
         )
         yield _histogram(
             "defender_unattended_seconds",

@@ -206,12 +206,12 @@ class Steward:
         for deed in self.handoffs.plan(self._outlook, now_s):
             match deed:
                 case Copy(partition=partition, worker=worker):
-                    self._begun_s.setdefault(partition, now_s)
                     self._pool.handles[worker].copy([partition], self._sources(partition))
                 case Forget(partition=partition, worker=worker):
                     self._begun_s.pop(partition, None)
                     self._pool.handles[worker].forget([partition])
                 case Ask(partition=partition, pod_uid=pod_uid):
+                    self._begun_s.setdefault(partition, now_s)
                     self._start(self._ask(partition, pod_uid))
                 case Acquire(warm=True):
                     self._start(self._acquire(deed.worker, [deed]))

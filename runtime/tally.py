@@ -41,6 +41,6 @@ class Tally:
     refused: int = 0
     """Requests for a partition that its owner refused, or that nobody answered."""
     handoff: Histogram = field(default_factory=Histogram)
-    """From the beginning of the copy to serving."""
+    """From asking for a partition to serving it."""
     unattended: Histogram = field(default_factory=Histogram)
     """From the former owner's stop to serving, of warm handoffs."""

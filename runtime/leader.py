@@ -352,6 +352,7 @@ class Leader:
 
     def _situation(self, now_s: float) -> Situation:
         view, frozen = self._view, self._view.frozen
+        members = view.ring.value.members if view.ring is not None else {}
         holders = {}
         for stable_id, seen in view.claims.items():
             claim, beat = seen.value, view.beats.get(seen.value.pod_uid)
@@ -361,8 +362,11 @@ class Leader:
                 track=claim.track,
                 weight=claim.weight,
                 joins=claim.joins,
-                # One that took its heartbeat away has left, though its claim could not be deleted.
-                leaving=claim.pod_uid in view.departed if beat is None else beat.value.state is State.LEAVING,
+                # One that took its heartbeat away has left, though its claim could not be deleted: it does
+                # not join. If it is a member, its ID is for a successor, as that of any silent one.
+                leaving=claim.pod_uid in view.departed and stable_id not in members
+                if beat is None
+                else beat.value.state is State.LEAVING,
                 silent_s=view.silent_s(claim.pod_uid),
                 claim_revision=seen.revision,
             )

@@ -388,6 +388,7 @@ class Supervisor:
         departure = self._departure
         await self._enter(State.DRAINING)
         if departure is None:
+            await self._decline()
             return
         if self._departing is not None:  # an operator's drain is under way: SIGTERM ends its patience
             self._departing.cancel()
@@ -402,6 +403,13 @@ class Supervisor:
             await departure.finish(time.monotonic())
         else:
             leaving.result()
+
+    async def _decline(self) -> None:
+        """Gives back an ID that was passed to us in this very moment: another standby takes it."""
+        view, uid = self._view, self._settings.pod_uid
+        for stable_id in view.held.get(uid, []) if view is not None else []:
+            assert view is not None
+            await self._give_back(stable_id, view.claims[stable_id].revision)
 
     async def _enter(self, state: State) -> None:
         """Tells the fleet of a new state; a defender on its way out does not lead."""

@@ -101,6 +101,7 @@ class Leading:
 
     def _situation(self, now_s: float) -> Situation:
         view = self._process.view
+        members = view.ring.value.members if view.ring is not None else {}
         holders = {}
         for stable_id, seen in view.claims.items():
             claim = seen.value
@@ -111,7 +112,9 @@ class Leading:
                 claim.track,
                 claim.weight,
                 claim.joins,
-                claim.pod_uid in view.departed if beat is None else beat.value.state is State.LEAVING,
+                claim.pod_uid in view.departed and stable_id not in members
+                if beat is None
+                else beat.value.state is State.LEAVING,
                 view.silent_s(claim.pod_uid),
                 view.claim_revisions[stable_id],
             )

@@ -256,7 +256,10 @@ def test_following_goes_on_over_a_restart_of_the_server(
             store_verdicts(cli, [verdict("A", 3)])
             assert json.loads(follower.stdout.readline())["seq"] == 3
             follower.send_signal(signal.SIGINT)
-            assert follower.wait(10) == 130
+            try:
+                assert follower.wait(10) == 130
+            finally:
+                follower.kill()
 
 
 def test_alarms_are_sentences_and_only_of_charts_that_signal(cli: Cli) -> None:

@@ -32,6 +32,8 @@ RETRY_S: Final = 0.1
 """Between two attempts at one partition."""
 REFRESH_S: Final = 5.0
 """How old a copy may get of a partition that will be ours after a cutover."""
+UNSEEN_S: Final = 15.0
+"""After this time a view must have shown what we wrote: it is read anew every 10 s."""
 UNREACHABLE_S: Final = 2.0
 """How long a pod counts as not listening after it did not."""
 
@@ -74,7 +76,9 @@ class Part:
     revision: int = 0
     """Of the record that we wrote."""
     seen: bool = False
-    """Whether our record came back to us; before that an older one tells nothing."""
+    """Whether our record came back to us, or should have; before that an older one tells nothing."""
+    unseen_s: float | None = None
+    """Since when it has not."""
     retry_s: float = 0.0
     unwanted_s: float | None = None
     """Since when another, alive, is to have it."""
@@ -266,6 +270,9 @@ class Handoffs:
         if standing.revision == part.revision:
             part.seen = True
             return None
+        if part.unseen_s is None:
+            part.unseen_s = now_s
+        part.seen = part.seen or now_s - part.unseen_s > UNSEEN_S
         if standing.revision > part.revision and standing.record.state is State.OWNED:
             part.phase = Phase.YIELDING
             return Abandon(partition, part.worker)
@@ -366,7 +373,7 @@ class Handoffs:
         """The record of a partition that we serve is written again."""
         part = self.parts.get(partition)
         if part is not None:
-            part.revision, part.seen = revision, False
+            part.revision, part.seen, part.unseen_s = revision, False, None
 
     def acquired(self, partition: int, epoch: int) -> int | None:
         """The record is ours; the worker to serve it, None when it is not wanted any more."""

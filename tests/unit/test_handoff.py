@@ -10,6 +10,7 @@ from runtime.handoff import (
     ASKS_MAX,
     REFRESH_S,
     RETRY_S,
+    UNSEEN_S,
     VACANT,
     Abandon,
     Acquire,
@@ -241,6 +242,15 @@ def test_a_record_that_does_not_show_our_write_yet_is_left_alone() -> None:
     assert made.plan(seen, 1.0) == []
     seen.standings[0] = owned(OTHER, 8)
     assert made.plan(seen, 1.0) == []
+
+
+def test_a_record_that_never_shows_our_write_is_restored_after_the_views_next_reading() -> None:
+    seen, made = ours(), handoffs()
+    made.plan(seen, 0.0)
+    made.acquired(0, 9)
+    assert made.plan(seen, 1.0) == []
+    assert made.plan(seen, 1.0 + UNSEEN_S) == []
+    assert made.plan(seen, 1.1 + UNSEEN_S) == [Restore(0, 0)]
 
 
 def test_a_partition_that_a_living_pod_took_from_us_is_left_to_it() -> None:

@@ -137,25 +137,28 @@ class Departure:
 
     def _standbys(self) -> list[Heartbeat]:
         """Standbys of our track, the replacements of a rolling update first, then who has waited longest."""
-        settings, fresh_s = self._settings, 2 * self._settings.renew_s + 0.5
+        settings = self._settings
         found = [
             seen.value
             for uid, seen in self._view.beats.items()
             if seen.value.state is State.STANDBY
             and seen.value.warm
             and seen.value.track == settings.track
-            and self._view.silent_s(uid) < fresh_s
+            and self._is_fresh(uid)
         ]
         return sorted(found, key=lambda beat: (beat.revision == settings.revision, beat.joined))
 
     def _is_starting(self) -> bool:
         """Whether a pod of our track is on its way to become a standby."""
-        fresh_s = 2 * self._settings.renew_s + 0.5
         return any(
             seen.value.state is State.STARTING or (seen.value.state is State.STANDBY and not seen.value.warm)
             for uid, seen in self._view.beats.items()
-            if seen.value.track == self._settings.track and self._view.silent_s(uid) < fresh_s
+            if seen.value.track == self._settings.track and self._is_fresh(uid)
         )
+
+    def _is_fresh(self, pod_uid: str) -> bool:
+        """Whether at most one heartbeat of the pod is missing."""
+        return self._view.silent_s(pod_uid) < 2 * self._settings.renew_s + 0.5
 
     async def _pass_to(self, beat: Heartbeat) -> bool:
         """Whether the standby accepts, and the claim is its own now."""

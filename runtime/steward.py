@@ -98,10 +98,6 @@ class Steward:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def wake(self) -> None:
-        """Something changed: plan anew."""
-        self._wake.set()
-
     def let_go(self) -> None:
         """The claim is passed on: nothing is ours any more, what we serve waits to be asked for."""
         self.handoffs.holding = False

@@ -30,6 +30,12 @@ def pull_left(headers: bytes) -> int | None:
     return None
 
 
+def is_unheard(headers: bytes) -> bool:
+    """Whether nobody listened for the pull: in a cluster a new consumer's leader answers its making before
+    every other server has heard that it listens. Nothing was taken; the pull may be sent again."""
+    return status_of(headers) == b"503"
+
+
 def header(headers: bytes | None, name: bytes) -> bytes | None:
     """The value of one header, by its exact name; None when it is not there."""
     if headers is None:

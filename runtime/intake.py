@@ -36,6 +36,8 @@ class Intake:
         """What pulls ask the server to deliver to."""
         self.heard, self.heard_s = True, 0.0
         """Whether the server sent anything for the pulls since the last look, and the last time it had."""
+        self.unheard_s: float | None = None
+        """Since when nobody listens for the pulls; None when somebody does."""
         self._asked = 0
         self._last = (position, 0)
         self._acked = position
@@ -53,6 +55,7 @@ class Intake:
 
     def took(self, seq: int, consumer_seq: int, waiting: int) -> bool:
         """A message was delivered; False when it is in hand already (delivered again)."""
+        self.unheard_s = None
         self._asked -= 1
         self.lag = waiting
         if seq in self.pending or seq <= self.position:
@@ -64,6 +67,13 @@ class Intake:
     def pull_ended(self, left: int) -> None:
         """The server ended a pull before it was filled."""
         self._asked = max(0, self._asked - left)
+
+    def pull_unheard(self, now_s: float) -> float:
+        """Nobody listened for a pull. Returns for how long that has been so."""
+        self.pull_ended(self._half)
+        if self.unheard_s is None:
+            self.unheard_s = now_s
+        return now_s - self.unheard_s
 
     @property
     def asks(self) -> bool:

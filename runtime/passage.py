@@ -24,7 +24,7 @@ from runtime.config import Settings
 from runtime.connection import Connection, within
 from runtime.counters import LATENCY_BOUNDS_US, LATENCY_BUCKETS, Board, Counter, WorkerCounters
 from runtime.errors import CacheTooSmall, DefenderError, Fenced
-from runtime.frames import frame_pub, pull_left
+from runtime.frames import frame_pub, is_unheard, pull_left
 from runtime.history import History
 from runtime.intake import Intake
 from runtime.jetstream import checked_ack
@@ -39,6 +39,8 @@ CHAMBER_READS_MAX: Final = 8
 BATCH_REPORTS_MIN: Final = 64
 ROUTES_MAX: Final = 50_000
 """Subjects remembered of one partition."""
+UNHEARD_PAUSE_S: Final = 0.05
+"""Before a pull that nobody listened for is sent again."""
 
 
 class SessionBroken(DefenderError):
@@ -202,12 +204,18 @@ class Passage:
         return name
 
     def _pull_status(self, intake: Intake, headers: bytes) -> None:
+        if is_unheard(headers):
+            loop = asyncio.get_running_loop()
+            if intake.pull_unheard(loop.time()) < self._settings.request_timeout_s:
+                loop.call_later(UNHEARD_PAUSE_S, self._pull_again, intake)
+                return
         intake.heard = True
         left = pull_left(headers)
         if left is None:
             why = headers.split(b"\r\n", 1)[0].decode()
             self._fail(SessionBroken(f"partition {intake.partition}: a pull ended with {why!r}"))
         else:
+            intake.unheard_s = None
             intake.pull_ended(left)
             self._refill([intake])
 
@@ -328,6 +336,10 @@ class Passage:
             frames = [frame for intake in intakes if intake.partition in served for frame in intake.pulls()]
             if frames:
                 self._connection.write(b"".join(frames))
+
+    def _pull_again(self, intake: Intake) -> None:
+        if self._connection.is_connected:  # else the session ends by that
+            self._refill([intake])
 
     def _count(self, batch: Batch, settled: list[Sample], stored_ns: int) -> None:
         counters = self._counters

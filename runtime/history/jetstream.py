@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from runtime.connection import Connection
-from runtime.frames import Message, delivery_of, frame_pub, header, pull_left, status_of
+from runtime.frames import Message, delivery_of, frame_pub, header, is_unheard, pull_left, status_of
 from runtime.history import Loaded, Rest, Take
 from runtime.jetstream import NoAnswer, NotFound, Reply, UnexpectedAnswer, last_messages
 from runtime.names import Names
@@ -279,9 +279,10 @@ class _Reader:
         self._bytes = GENTLE_BYTES if gentle else PULL_BYTES
         self._inbox = connection.inbox()
         self._sid = 0
+        self._is_unheard = False
 
     async def start(self) -> None:
-        self._sid = await self._connection.tap(self._inbox.decode(), self._deliver)
+        self._sid = await self._connection.tap(f"{self._inbox.decode()}.*", self._deliver)
         self._pull()
         self._pull()
 
@@ -290,13 +291,17 @@ class _Reader:
 
     async def rows(self, timeout_s: float) -> list[tuple[bytes, int]]:
         """What has come since the last call, at least one message, with the sequences in the stream."""
-        if not self._rows:
-            self._came.clear()
-            try:
-                async with asyncio.timeout(timeout_s):
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self._rows and not self._broken:
+                    if self._is_unheard:
+                        await asyncio.sleep(LAG_PAUSE_S)
+                        self._is_unheard = False
+                        self._pull()
+                    self._came.clear()
                     await self._came.wait()
-            except TimeoutError:
-                raise NoAnswer(f"the history sent nothing for {timeout_s:g} s") from None
+        except TimeoutError:
+            raise NoAnswer(f"the history sent nothing for {timeout_s:g} s") from None
         if self._broken:
             raise UnexpectedAnswer(f"a pull of the history ended with {self._broken.decode()!r}")
         rows, self._rows = self._rows, []
@@ -307,15 +312,20 @@ class _Reader:
         """Two pulls overlap; gently, what has come and was not given counts with what is asked for."""
         asked = self._asked + len(self._rows) if self._gentle else self._asked
         batch = min(self._messages, self._to_ask)
-        if batch > 0 and asked <= self._messages and not self._broken:
+        if batch > 0 and asked <= self._messages and not self._broken and not self._is_unheard:
             self._to_ask -= batch
             self._asked += batch
             request = {"batch": batch, "expires": 30_000_000_000, "max_bytes": self._bytes}
-            self._connection.write(frame_pub(self._next, msgspec.json.encode(request), self._inbox))
+            inbox = b"%b.%d" % (self._inbox, batch)  # a status comes on it: it says how many it ends
+            self._connection.write(frame_pub(self._next, msgspec.json.encode(request), inbox))
 
     def _deliver(self, subject: bytes, reply: bytes, payload: bytes, headers: bytes | None) -> None:
         if headers is not None and status_of(headers):
-            left = pull_left(headers)
+            if is_unheard(headers):
+                self._is_unheard = True
+                left: int | None = int(subject.rpartition(b".")[2])
+            else:
+                left = pull_left(headers)
             if left is None:
                 self._broken = headers.split(b"\r\n", 1)[0]
             else:

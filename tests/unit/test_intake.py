@@ -33,6 +33,16 @@ def test_what_a_pull_left_may_be_asked_for_again() -> None:
     assert len(found.pulls()) == 1
 
 
+def test_a_pull_that_nobody_listened_for_is_asked_for_again_and_its_time_is_counted() -> None:
+    found = intake(window=64)
+    found.pulls()
+    assert found.pull_unheard(7.0) == 0
+    assert found.pull_unheard(9.5) == 2.5
+    assert len(found.pulls()) == 2
+    deliver(found, 1)
+    assert found.pull_unheard(20.0) == 0, "somebody listened meanwhile"
+
+
 def test_the_position_stays_below_the_oldest_report_that_is_not_done() -> None:
     found = intake(position=100)
     deliver(found, 105, 107, 110)

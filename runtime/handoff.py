@@ -267,22 +267,32 @@ class Handoffs:
         """Minds the record of a partition that we serve: one that was acquired after us ends our part, also
         when our consumer was not deleted (whoever did it was too quick, or our own making of it too slow);
         one that the bucket lost, or that is nonsense, is mended."""
-        if standing.revision == part.revision:
+        if self._is_ours(part, standing):
             part.seen = True
             return None
         if part.unseen_s is None:
             part.unseen_s = now_s
         part.seen = part.seen or now_s - part.unseen_s > UNSEEN_S
-        if standing.revision > part.revision and standing.record.state is State.OWNED:
+        if self._is_anothers(part, standing):
             part.phase = Phase.YIELDING
             return Abandon(partition, part.worker)
-        overwritten = standing.revision > part.revision
-        if not overwritten and not (part.seen and standing.revision < part.revision):
-            return None
-        if now_s < part.retry_s:
+        overwritten = standing.revision >= part.revision
+        if not (overwritten or part.seen) or now_s < part.retry_s:
             return None
         part.retry_s = now_s + RETRY_S
         return Restore(partition, standing.revision)
+
+    def _is_ours(self, part: Part, standing: Standing) -> bool:
+        """Whether the record is what we wrote. Its revision alone does not tell: a bucket that was made anew
+        counts from 1 again, and may have reached the same one with another's record or with nonsense."""
+        record = standing.record
+        same_owner = record.state is State.OWNED and record.pod_uid == self.me.pod_uid
+        return standing.revision == part.revision and same_owner
+
+    def _is_anothers(self, part: Part, standing: Standing) -> bool:
+        """Whether another has acquired what we serve, or a process of our pod anew."""
+        later = standing.revision >= part.revision and not self._is_ours(part, standing)
+        return later and standing.record.state is State.OWNED
 
     def _leave(self, partition: int, owner: str | None, fleet: FleetSeen, now_s: float) -> Deed | None:
         part = self.parts.get(partition)
@@ -301,7 +311,7 @@ class Handoffs:
         if part.phase is not Phase.SERVING:
             return None
         standing = fleet.standing(partition)
-        if standing.revision > part.revision and standing.record.state is State.OWNED:
+        if self._is_anothers(part, standing):
             part.phase = Phase.YIELDING
             return Abandon(partition, part.worker)
         heir = fleet.holder(owner) if owner is not None else None

@@ -53,6 +53,8 @@ HELD: Final = 1 / 2
 """The share of leader_ttl_s that a term lasts from the start of the request that renewed it."""
 MARGIN_S: Final = 0.25
 """Added by those who wait for a term's end: clocks differ a little in their pace."""
+LATE_S: Final = 1.0
+"""How late a heartbeat may come; past that it is missing."""
 STEP_S: Final = 0.25
 RETRY_S: Final = 0.2
 HESITATE_S_MAX: Final = 0.1
@@ -126,7 +128,10 @@ class Leader:
         self._key = Bucket(connection, settings.nats_kv_leader, random=random, timeout_s=timeout_s)
         self._claims = Bucket(connection, settings.nats_kv_stable_ids, random=random, timeout_s=timeout_s)
         self._records = Bucket(connection, settings.nats_kv_assignments, random=random, timeout_s=timeout_s)
-        self._watch = OutageWatch(limit_s=2 * settings.renew_s + 1, after_s=settings.lease_ttl_s)
+        renew_s = settings.renew_s
+        self._watch = OutageWatch(
+            missed_s=renew_s + LATE_S, limit_s=2 * renew_s + LATE_S, after_s=settings.lease_ttl_s
+        )
         self._lead: Lead | None = None
         self._revision = 0
         self._deadline_s = 0.0
@@ -382,6 +387,7 @@ class Leader:
             aftermath=self._watch.aftermath,
             version_seen=max((seen.value.ring_version for seen in view.beats.values()), default=0),
             watched_s=view.watched_s,
+            steady_s=self._watch.steady_s,
         )
 
     def _tell(self, policy: Policy) -> None:

@@ -25,7 +25,17 @@ from runtime.bucket import Bucket, Conflict, Entry
 from runtime.bus import TRANSIENT, Connection, NotFound
 from runtime.errors import DefenderError, Fenced
 from runtime.names import PARTITIONS_A_STREAM, parse_consumer
-from runtime.ownership_record import Owner, Record, State, acquire, decode, key, partition_of_key, release
+from runtime.ownership_record import (
+    Owner,
+    Record,
+    State,
+    acquire,
+    decode,
+    key,
+    partition_of_key,
+    release,
+    require_new,
+)
 from runtime.wire import decode_verdict
 
 if TYPE_CHECKING:
@@ -271,6 +281,7 @@ class Ownership:
     async def _attach_warm(self, want: Want, epoch: int, ack_pending_max: int) -> Acquired:
         """The consumer of a partition that was released to us: in the gap, so nothing is read first."""
         partition, stream = want.partition, self._names.samples_stream(want.partition)
+        require_new(partition, epoch, (want.record.epoch,))
         consumer = await self._create_consumer(partition, epoch, want.record.position, ack_pending_max)
         if want.record.epoch:
             older = self._names.consumer(partition, want.record.epoch)
@@ -283,6 +294,8 @@ class Ownership:
         newer = [other for other in floors if other >= epoch]
         if newer:
             await self._require_latest(partition, epoch, max(newer))
+        missing = told.missing.get(partition, ())
+        require_new(partition, epoch, (want.record.epoch, *floors, *missing))
         position = max(want.record.position, *floors.values(), 0)
         if not floors:
             position = max(position, await self._position_of_verdicts(partition))
@@ -298,7 +311,7 @@ class Ownership:
         consumer = await self._create_consumer(partition, epoch, position, ack_pending_max)
         for older in floors:
             await self._delete_consumer(stream, self._names.consumer(partition, older))
-        for older in told.missing.get(partition, ()):
+        for older in missing:
             if older < epoch:
                 self._delete_later(stream, self._names.consumer(partition, older))
         return Acquired(partition, epoch, position, stream, consumer, want.epoch)

@@ -11,13 +11,13 @@ different owners, which cannot be left behind by a crash.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from runtime.errors import IllegalTransition
+from runtime.errors import Fenced, IllegalTransition
 
 
 class State(StrEnum):
@@ -84,6 +84,17 @@ def acquire(record: Record, me: Owner, worker: int = -1) -> Record:
     return changed(
         record, State.OWNED, owner=me.stable_id, pod_uid=me.pod_uid, epoch=0, next="", worker=worker
     )
+
+
+def require_new(partition: int, epoch: int, given: Collection[int]) -> None:
+    """Of *given*, the epochs that the partition is known to have had, ours must be none: whoever had it pulls
+    from the very consumer that would be ours. A bucket that was made anew counts from 1 again and comes to it
+    once more; the next acquisition has another. Raises Fenced."""
+    if epoch in given:
+        raise Fenced(
+            f"partition {partition}: epoch {epoch} was given before, by a bucket that is gone; acquired "
+            "once more, it gets one of its own"
+        )
 
 
 def release(record: Record, epoch: int, position: int, heir: str = "") -> Record:

@@ -3,7 +3,8 @@
 `Policy.step` is called with what the leader sees, at each change and at least every second, and returns
 what to write; each write is a compare-and-set, and an order comes again until its effect is seen. A policy
 lives as long as its leader's term: the clocks of joins and vacancies start anew with it. Silence is counted
-by the pod's own view from when that began, so that the death of a leader costs no second wait.
+by the pod's own view from when that began, so that the death of a leader costs no second wait. When one of
+the pod's own heartbeats was missing, everybody has silence_s anew: the bucket took no writes for a moment.
 
     holder of an admitted track ──waits settle_s, with those that come meanwhile──► member
     member, its holder LEAVING ──0.3 settle_s, likewise──► out
@@ -79,6 +80,9 @@ class Situation(NamedTuple):
     """The highest version of the ring that any defender has told of."""
     watched_s: float | None = None
     """For how long this pod has noted who is silent; None: since the policy's first step."""
+    steady_s: float = math.inf
+    """For how long no heartbeat of this pod's own has been missing (`OutageWatch`): what kept ours from the
+    bucket kept others' from it, too, and they beat at other moments."""
 
 
 class Commit(NamedTuple):
@@ -108,13 +112,15 @@ Order = Commit | Depose | Forgotten
 class OutageWatch:
     """Whether the buckets' news reach this pod: its own heartbeat must come back to it.
 
-    Every pod keeps one, leading or not: who is elected just after an outage knows of it. *limit_s*: the
-    age of the own heartbeat that is an outage; *after_s*: how long its aftermath lasts.
+    Every pod keeps one, leading or not: who is elected just after an outage knows of it. *missed_s*: the
+    age of the own heartbeat by which one is missing; *limit_s*: that is an outage; *after_s*: how long its
+    aftermath lasts.
     """
 
-    def __init__(self, *, limit_s: float, after_s: float) -> None:
+    def __init__(self, *, missed_s: float, limit_s: float, after_s: float) -> None:
         self.outage = False
-        self._limit_s, self._after_s = limit_s, after_s
+        self._missed_s, self._limit_s, self._after_s = missed_s, limit_s, after_s
+        self._steady_since_s = -math.inf
         self._heard_s: float | None = None
         self._now_s = 0.0
         self._calm_s = -math.inf
@@ -122,13 +128,23 @@ class OutageWatch:
     def step(self, now_s: float, own_silent_s: float) -> None:
         """*own_silent_s*: since the own heartbeat arrived; inf: there is none now, the last one counts."""
         if math.isfinite(own_silent_s):
-            self._heard_s = now_s - own_silent_s
+            heard_s = now_s - own_silent_s
+            if self._heard_s is not None and heard_s - self._heard_s > self._missed_s:
+                self._steady_since_s = heard_s
+            self._heard_s = heard_s
         elif self._heard_s is None:
             self._heard_s = now_s
         self._now_s = now_s
         self.outage = self._heard_s is not None and now_s - self._heard_s > self._limit_s
         if self.outage:
             self._calm_s = now_s + self._after_s
+
+    @property
+    def steady_s(self) -> float:
+        """For how long no own heartbeat has been missing; 0 while one is."""
+        if self._heard_s is not None and self._now_s - self._heard_s > self._missed_s:
+            return 0.0
+        return self._now_s - self._steady_since_s
 
     @property
     def aftermath(self) -> bool:
@@ -204,11 +220,12 @@ class Policy:
         if stands_still:
             return []
         orders: list[Order] = []
-        if not seen.aftermath:
+        if silent and seen.aftermath:
+            self._spare(silent, "after an outage")
+        elif silent and seen.steady_s < self._limits.silence_s:
+            self._spare(silent, "after a heartbeat of our own was missing")
+        else:
             orders += [Depose(h.stable_id, h.pod_uid, h.claim_revision, h.silent_s) for h in silent]
-        elif silent:
-            names = _some(h.stable_id for h in silent)
-            self.remarks.append(f"{names} silent; after an outage nobody is deposed for a while")
         orders += self._forgotten(seen)
         record = self._next_record(seen)
         if record is not None:
@@ -238,6 +255,10 @@ class Policy:
                 "changed until they are back or their claims expire"
             )
         return silent
+
+    def _spare(self, silent: list[Holder], when: str) -> None:
+        names = _some(h.stable_id for h in silent)
+        self.remarks.append(f"{names} silent; {when} nobody is deposed for a while")
 
     def _stands_still(self, seen: Situation) -> bool:
         if seen.frozen:

@@ -11,8 +11,9 @@ the account's mapping does, which only the server's operator can write: `ensure`
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -51,6 +52,9 @@ class Wanted:
     title: str
     config: Config
     rules: tuple[Rule, ...]
+    numbers_once: bool = False
+    """Whether a revision must never come again, not even when it is made anew: then they begin at the time in
+    milliseconds, which is beyond whatever fewer than 1,000 writes a second have reached."""
 
     @property
     def name(self) -> str:
@@ -68,7 +72,8 @@ def wanted(settings: Settings) -> list[Wanted]:
         _log_stream(settings, names.rejected, names.reject(), settings.rejected_max_age_s, "STREAM_REJECTED"),
         _bucket(settings, settings.nats_kv_stable_ids, settings.lease_ttl_s, "LEASE_TTL_S", markers=True),
         _bucket(settings, settings.nats_kv_heartbeats, settings.heartbeat_ttl_s, "HEARTBEAT_TTL_S"),
-        _bucket(settings, settings.nats_kv_assignments, 0, "NATS_KV_ASSIGNMENTS"),
+        # Its revisions are epochs, by which consumers are named and a worker knows what it has in memory.
+        replace(_bucket(settings, settings.nats_kv_assignments, 0, "NATS_KV_ASSIGNMENTS"), numbers_once=True),
         _bucket(settings, settings.nats_kv_leader, settings.leader_ttl_s, "LEADER_TTL_S", markers=True),
         _bucket(settings, settings.nats_kv_chart_specs, 0, "NATS_KV_CHART_SPECS", history=CHART_SPECS_KEPT),
     ]
@@ -133,9 +138,15 @@ async def _ensure(connection: Connection, want: Wanted, timeout_s: float) -> Non
         _LOG.info("stream is tuned by its operator", stream=want.name, **changed)
 
 
+def made_at(want: Wanted, now_s: float) -> Config:
+    """The configuration to make the stream with at *now_s* of the wall clock. Pure."""
+    return want.config | {"first_seq": int(now_s * 1e3)} if want.numbers_once else want.config
+
+
 async def _create(connection: Connection, want: Wanted, timeout_s: float) -> dict[str, Any]:
+    config = made_at(want, time.time())
     try:
-        answer = await connection.api(f"STREAM.CREATE.{want.name}", want.config, timeout_s=timeout_s)
+        answer = await connection.api(f"STREAM.CREATE.{want.name}", config, timeout_s=timeout_s)
     except ApiError as error:
         if error.err_code == 10058:  # name in use: another defender made it in between
             return await connection.api(f"STREAM.INFO.{want.name}", timeout_s=timeout_s)

@@ -243,6 +243,24 @@ async def test_a_silent_holder_is_deposed_and_one_that_only_renews_its_claim_is_
         assert a.leader.deposed == 1
 
 
+async def test_a_silent_holder_is_not_deposed_while_the_leaders_own_heartbeat_was_missing_too(
+    nats_server: NatsServer,
+) -> None:
+    times = {"renew_s": 1.0, "silence_s": 2.0, "leader_ttl_s": 8.0, "lease_ttl_s": 60.0}
+    settings = settings_for(nats_server, **{**FAST, **times})
+    async with started(settings, "a") as a, renewed(a, 0, 1):
+        await until(lambda: len(a.members) == 2)
+        assert a.heart._task is not None
+        a.heart._task.cancel()
+        await a.heart.beat_now()
+        await a.claim(2)
+        await until(lambda: any("of our own was missing" in one for one in a.leader.leadership.remarks))
+        assert a.leader.deposed == 0
+        a.heart.begin()
+        await until(lambda: a.leader.deposed == 1)
+        assert a.leader.leadership.aftermath_s == 0
+
+
 async def test_a_freeze_holds_until_it_is_lifted(nats_server: NatsServer) -> None:
     settings = settings_for(nats_server, **FAST)
     async with started(settings, "a") as a, renewed(a, 0):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from random import Random
 from typing import Any
 
@@ -10,14 +11,14 @@ import msgspec
 import pytest
 from fleet import connected, settings_for
 
-from runtime.bus import Connection
+from runtime.bus import Connection, NotFound
 from runtime.config import Settings
 from runtime.embedded import NatsServer
 from runtime.errors import Fenced
 from runtime.names import parse_consumer
 from runtime.ownership import Ownership, Want
 from runtime.ownership_record import Owner, Record, State
-from runtime.resources import ensure
+from runtime.resources import ensure, wanted
 from runtime.wire import Verdict, msgpack_encoder
 
 
@@ -29,6 +30,15 @@ def ownership(connection: Connection, settings: Settings, number: int = 0) -> Ow
 async def consumers_of(connection: Connection, settings: Settings) -> dict[str, Any]:
     listed = await connection.api(f"CONSUMER.LIST.{settings.stream_samples}")
     return {consumer["name"]: consumer for consumer in listed["consumers"] or []}
+
+
+async def make_bucket_by_hand(connection: Connection, settings: Settings) -> None:
+    """The bucket of assignments is lost and made as people do: its revisions begin at 1."""
+    want = next(want for want in wanted(settings) if want.name == f"KV_{settings.nats_kv_assignments}")
+    with contextlib.suppress(NotFound):
+        await connection.api(f"STREAM.DELETE.{want.name}")
+    await connection.api(f"STREAM.CREATE.{want.name}", want.config)
+    await ensure(connection, settings)
 
 
 async def publish(connection: Connection, settings: Settings, reports: int) -> int:
@@ -211,11 +221,52 @@ async def test_a_bucket_made_anew_does_not_lose_the_position(settings: Settings)
         for _ in range(3):
             first = (await ownership(connection, settings).take_over([partition]))[partition]
         await pull_and_ack(connection, first.stream, first.consumer, batch=5, acked=5)
-        await connection.api(f"STREAM.DELETE.KV_{settings.nats_kv_assignments}")
-        await ensure(connection, settings)
+        await make_bucket_by_hand(connection, settings)
         again = (await ownership(connection, settings).take_over([partition]))[partition]
         assert again.epoch < first.epoch
         assert again.position == 5
+        assert list(await consumers_of(connection, settings)) == [again.consumer]
+
+
+async def test_a_bucket_that_defenders_make_anew_gives_no_epoch_again(settings: Settings) -> None:
+    async with connected(settings) as connection:
+        epochs = []
+        for _ in range(3):
+            await ensure(connection, settings)
+            for _ in range(4):
+                epochs.append((await ownership(connection, settings).take_over([3]))[3].epoch)
+            await connection.api(f"STREAM.DELETE.KV_{settings.nats_kv_assignments}")
+        assert epochs == sorted(set(epochs))
+
+
+async def test_an_epoch_that_comes_again_in_a_bucket_made_anew_is_not_taken(settings: Settings) -> None:
+    """Its consumer is the former owner's, who may pull from it still."""
+    async with connected(settings) as connection:
+        await make_bucket_by_hand(connection, settings)
+        partition = await publish(connection, settings, 5)
+        first = (await ownership(connection, settings).take_over([partition]))[partition]
+        await make_bucket_by_hand(connection, settings)
+        heir = ownership(connection, settings, 1)
+        assert await heir.take_over([partition]) == {}
+        assert list(await consumers_of(connection, settings)) == [first.consumer]
+        again = (await heir.take_over([partition]))[partition]
+        assert again.epoch == first.epoch + 1
+        assert list(await consumers_of(connection, settings)) == [again.consumer]
+
+
+async def test_a_restored_epoch_that_comes_again_in_a_handoff_is_not_taken(settings: Settings) -> None:
+    async with connected(settings) as connection:
+        await make_bucket_by_hand(connection, settings)
+        former, heir = ownership(connection, settings), ownership(connection, settings, 1)
+        for _ in range(3):
+            held = (await former.take_over([3]))[3]
+        await make_bucket_by_hand(connection, settings)
+        await former.restore(3, 0)
+        record, revision = await former.release(3, 0, "defender-1")
+        assert revision + 1 == held.epoch
+        assert await heir.acquire([Want(3, record, revision, warm=True)]) == {}
+        again = (await heir.take_over([3]))[3]
+        assert again.epoch == held.epoch + 1
         assert list(await consumers_of(connection, settings)) == [again.consumer]
 
 

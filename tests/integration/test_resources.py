@@ -17,7 +17,7 @@ from runtime.config import Settings
 from runtime.embedded import NatsServer
 from runtime.errors import JetStreamOff, ResourceDiffers, ServerStorageFull, SettingsError
 from runtime.names import Names
-from runtime.resources import ensure, wanted
+from runtime.resources import ensure, made_at, wanted
 
 
 async def change(connection: Connection, stream: str, edit: Callable[[dict[str, Any]], object]) -> None:
@@ -32,6 +32,13 @@ async def test_everything_is_made_once_and_found_again(settings: Settings) -> No
             await ensure(connection, settings)
         for want in wanted(settings):
             assert (await connection.api(f"STREAM.INFO.{want.name}"))["config"]["name"] == want.name
+
+
+async def test_only_the_assignments_are_numbered_from_the_time_on(settings: Settings) -> None:
+    """Their revisions are epochs, which must not come again."""
+    numbered = {want.name: made_at(want, 1_700_000_000.25).get("first_seq") for want in wanted(settings)}
+    assert numbered.pop(f"KV_{settings.nats_kv_assignments}") == 1_700_000_000_250
+    assert not any(numbered.values())
 
 
 async def test_two_defenders_can_make_everything_at_the_same_time(settings: Settings) -> None:

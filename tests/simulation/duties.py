@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from runtime.errors import Fenced
 from runtime.handoff import (
     Abandon,
     Acquire,
@@ -20,7 +21,7 @@ from runtime.handoff import (
     Standing,
     Yield,
 )
-from runtime.ownership_record import Owner, Record, acquire, release
+from runtime.ownership_record import Owner, Record, acquire, release, require_new
 from runtime.records import Layout, Member
 from simulation.server import ASSIGNMENTS, Told
 from simulation.view import CachedLayout, View
@@ -189,6 +190,9 @@ class Duties:
 
     def _attach_warm(self, deed: Acquire, held: Held) -> None:
         partition, before = deed.partition, deed.standing.record.epoch
+        if not self._is_new(partition, held.epoch, (before,)):
+            self._lost(partition)
+            return
 
         def created(done: int | None) -> None:
             if done != 0:
@@ -208,11 +212,14 @@ class Duties:
         if any(epoch >= held.epoch for epoch in told.floors) and told.revision != held.epoch:
             self._lost(partition)
             return
+        if not self._is_new(partition, held.epoch, (deed.standing.record.epoch, *told.floors)):
+            self._lost(partition)
+            return
         position = max(held.record.position, *told.floors.values(), 0)
         if not told.floors:
             position = max(position, told.position)
         held = held._replace(position=min(position, told.last_seq))
-        older = [epoch for epoch in told.floors if epoch != held.epoch]
+        older = list(told.floors)
 
         def deleted(done: int | None) -> None:
             if done is None:
@@ -229,6 +236,14 @@ class Duties:
                 self._require_ours(deed, held)
 
         self._call(created, self._server.create_consumer, partition, held.epoch, held.position)
+
+    def _is_new(self, partition: int, epoch: int, given: Collection[int]) -> bool:
+        try:
+            require_new(partition, epoch, given)
+        except Fenced as error:
+            self._world.note(str(error))
+            return False
+        return True
 
     def _require_ours(self, deed: Acquire, held: Held) -> None:
         """Whoever acquired after us may have looked for our consumer before we made it."""

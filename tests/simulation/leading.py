@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from runtime.leader import HELD, MARGIN_S
+from runtime.leader import HELD, LATE_S, MARGIN_S
 from runtime.membership import State
 from runtime.policy import Commit, Depose, Forgotten, Holder, OutageWatch, Policy, Situation
 from simulation.server import ASSIGNMENTS, CLAIMS, CONFLICT, LEADER
@@ -22,7 +22,10 @@ class Leading:
         limits = process.world.limits
         self.policy: Policy | None = None
         self.resigned = False
-        self._watch = OutageWatch(limit_s=2 * limits.renew_s + 1, after_s=limits.lease_ttl_s)
+        renew_s = limits.renew_s
+        self._watch = OutageWatch(
+            missed_s=renew_s + LATE_S, limit_s=2 * renew_s + LATE_S, after_s=limits.lease_ttl_s
+        )
         self._revision = 0
         self._deadline_s = 0.0
         self._renew_at_s = 0.0
@@ -131,6 +134,7 @@ class Leading:
             self._watch.aftermath,
             max((seen.value.ring_version for seen in view.beats.values()), default=0),
             view.watched_s,
+            self._watch.steady_s,
         )
 
     def _carry_out(self, order: Commit | Depose | Forgotten) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
 from runtime.identity import QUEUE_S_MAX, RANK_S, Claim, Decision, Standby, decide
 from runtime.identity import Pod as Identity
 from runtime.membership import Heartbeat, State
@@ -29,6 +31,7 @@ BUSY_TICK_S, IDLE_TICK_S = 0.25, 1.0
 REREAD_S = 10.0
 RESERVED_S = 4.0
 CONNECT_S = (0.05, 0.6)
+PASS_RETRY_S = 0.05
 
 
 class Pod(NamedTuple):
@@ -62,6 +65,7 @@ class Process:
         self._beat: Heartbeat | None = None
         self._revision = 0
         self._asking = False
+        self._seeking = False
         self._decision = Decision()
         self._decided_s = self._begun_s = self.clock()
         self._not_before_s = 0.0
@@ -115,13 +119,17 @@ class Process:
 
     def beat_now(self) -> None:
         stable_id = self.claim.stable_id if self.claim is not None and not self._passed else None
-        told = self._beat
+        told, layout = self._beat, self.view.layout
+        version = layout.version if layout is not None else 0
         warm = self.state is State.STANDBY
         if told is None or (told.state, told.stable_id) != (self.state, stable_id):
             pod = self.pod
             self._beat = Heartbeat(
-                pod.uid, pod.uid, pod.track, pod.revision, self.state, DAWN, stable_id, "", warm, self.session
+                pod.uid, pod.uid, pod.track, pod.revision, self.state, DAWN, stable_id, "", warm,
+                self.session, ring_version=version,
             )  # fmt: skip
+        elif told.ring_version != version:
+            self._beat = msgspec.structs.replace(told, ring_version=version)
         self.lane.tell(self.world.server.write, BEATS, self.pod.uid, self._beat, None)
 
     def wake(self) -> None:
@@ -329,7 +337,7 @@ class Process:
             if layout is not None and claim.stable_id not in layout.members and duties.is_empty():
                 self._leave(claim)
             return
-        if not self._asking:
+        if not self._seeking:
             self._seek_successor(now_s)
 
     def _seek_successor(self, now_s: float) -> None:
@@ -346,10 +354,14 @@ class Process:
         if standbys:
             first = self.world.server.first_beat
             uid = min(standbys, key=lambda one: (view.beats[one].value.revision == pod.revision, first[one]))
-            self._asking = True
+            # The lease is renewed while standbys are asked: in `lease.Lease` that is a task of its own.
+            self._seeking = True
 
             def answered(answer: Any) -> None:
-                self._asking = False
+                if answer == "accepted" and self._asking:
+                    self.later(PASS_RETRY_S, answered, answer)
+                    return
+                self._seeking = False
                 if answer == "accepted":
                     self._pass_on(uid)
                 else:
@@ -377,7 +389,7 @@ class Process:
         heir = Claim(
             claim.stable_id, uid, uid, beat.track, beat.revision, DAWN, beat.session, 1.0, claim.joins
         )
-        self._asking = True
+        self._asking = self._seeking = True
         server = self.world.server
 
         def write() -> int:
@@ -387,7 +399,7 @@ class Process:
             return stored.revision if stored is not None and same else revision
 
         def written(revision: int | None) -> None:
-            self._asking = False
+            self._asking = self._seeking = False
             if revision is None:
                 self._pass_on(uid)  # unknown: until it is, or the lease ends
             elif revision == CONFLICT:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from runtime.membership import Heartbeat
 from runtime.ownership_record import Record, State, partition_of_key
 from simulation.heap import Heap, Violation
 
@@ -124,7 +125,7 @@ class Server:
             self.renewed_s[value.pod_uid] = now_s
         elif bucket == BEATS:
             self.first_beat.setdefault(key, kept.revision)
-        real = old is None or old.value is not value
+        real = old is None or _is_news(old.value, value)
         change = Change(now_s, bucket, key, value, kept.revision, kept.generation, real)
         self.log.append(change)
         if real:
@@ -151,9 +152,11 @@ class Server:
         return self.buckets[bucket].stored.get(key)
 
     def lose(self, bucket: str) -> None:
-        """The bucket is deleted and made anew: empty, its revisions begin again."""
+        """The bucket is deleted and made anew: empty, its revisions begin again; those of the assignments at
+        the time in milliseconds, as `resources.made_at` has it."""
         kept = self.buckets[bucket]
-        self.buckets[bucket] = Bucket(kept.ttl_s, kept.markers, 0, kept.generation + 1)
+        first = int(self._heap.now_s * 1e3) if bucket == ASSIGNMENTS else 0
+        self.buckets[bucket] = Bucket(kept.ttl_s, kept.markers, first, kept.generation + 1)
 
     def _expire(self, bucket: str, key: str, generation: int) -> None:
         kept = self.buckets[bucket]
@@ -269,6 +272,15 @@ class Server:
         self.zombie_publishes += zombie
         self.zombie_stored += zombie and new > 0
         return new
+
+
+def _is_news(before: Any, after: Any) -> bool:
+    """Whether a write is more than a renewal. The ring's version in a heartbeat wakes nobody here: a leader
+    looks at it when it goes round."""
+    if isinstance(before, Heartbeat) and isinstance(after, Heartbeat):
+        told = (after.state, after.stable_id, after.session)
+        return (before.state, before.stable_id, before.session) != told
+    return before is not after
 
 
 def record_key(change: Change) -> int | None:

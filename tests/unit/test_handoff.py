@@ -225,7 +225,7 @@ def test_a_record_that_names_us_though_we_neither_serve_nor_want_it_is_released(
     assert made.plan(seen, RETRY_S / 2) == []
 
 
-@pytest.mark.parametrize("standing", [VACANT, Standing(Record(), 12)])
+@pytest.mark.parametrize("standing", [VACANT, Standing(Record(), 12), Standing(Record(), 9)])
 def test_a_lost_or_overwritten_record_of_what_we_serve_is_restored(standing: Standing) -> None:
     seen = ours()
     made = serving(seen)
@@ -260,6 +260,20 @@ def test_a_partition_that_a_living_pod_took_from_us_is_left_to_it() -> None:
         assert made.plan(seen, 1.0) == [Abandon(0, 0)]
         assert made.plan(seen, 1.0) == []
         assert "yielding" in made.refuses(0, OTHER.stable_id, theirs())
+
+
+def test_a_partition_that_another_acquired_at_our_revision_of_a_bucket_made_anew_is_left_to_it() -> None:
+    for seen in (ours(), theirs()):
+        made = serving(seen)
+        assert made.parts[0].revision == 9
+        seen.standings[0] = owned(OTHER, 9)
+        assert made.plan(seen, 1.0) == [Abandon(0, 0)]
+
+
+def test_our_own_record_at_its_revision_is_left_alone() -> None:
+    for seen in (ours(), theirs()):
+        made = serving(seen)
+        assert made.plan(seen, 1.0) == []
 
 
 def test_a_record_that_names_a_ghost_costs_us_the_partition_and_is_acquired_anew() -> None:

@@ -8,9 +8,19 @@ import msgspec
 import pytest
 
 from runtime.bucket import Entry
-from runtime.errors import IllegalTransition
+from runtime.errors import Fenced, IllegalTransition
 from runtime.ownership import decode_records
-from runtime.ownership_record import LEGAL, Owner, Record, State, acquire, changed, decode, release
+from runtime.ownership_record import (
+    LEGAL,
+    Owner,
+    Record,
+    State,
+    acquire,
+    changed,
+    decode,
+    release,
+    require_new,
+)
 
 ME = Owner("defender-0", "uid-0")
 
@@ -41,6 +51,15 @@ def test_what_is_released_cannot_be_released_again() -> None:
     released = release(acquire(Record(), ME), 7, 60)
     with pytest.raises(IllegalTransition):
         release(released, 7, 60)
+
+
+def test_an_epoch_that_was_given_before_is_not_taken() -> None:
+    """Also one that is lower than those before, as those of a bucket made anew are."""
+    for given in ([8], [0, 5, 8], [8, 11]):
+        with pytest.raises(Fenced, match="epoch 8 was given before"):
+            require_new(5, 8, given)
+    for given in ([], [0], [7, 9]):
+        require_new(5, 8, given)
 
 
 def test_a_key_that_was_never_written_is_vacant() -> None:

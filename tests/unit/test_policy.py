@@ -334,6 +334,18 @@ def test_in_an_outage_nothing_is_written() -> None:
     assert "outage" in fleet.remark
 
 
+def test_who_fell_silent_when_our_own_heartbeat_was_missing_is_given_silence_s_anew() -> None:
+    """Writes were refused for 2.6 s: that cost us one heartbeat, another pod two, and it lives."""
+    fleet = Fleet(0, 1, 2, settled=True)
+    fleet.run(20)
+    fleet.change(1, silent_s=5.0)
+    fleet.see(steady_s=5.75)
+    assert fleet.run(2) == []
+    assert "a heartbeat of our own was missing" in fleet.remark
+    fleet.see(steady_s=6.0)
+    assert [type(order) for order in fleet.run(TICK_S)] == [Depose]
+
+
 def test_after_an_outage_nobody_is_declared_dead_but_who_comes_is_let_in() -> None:
     fleet = Fleet(0, 1, 2, settled=True)
     fleet.run(20)
@@ -505,7 +517,7 @@ def test_an_order_comes_again_until_its_effect_is_seen() -> None:
 
 
 def test_an_outage_is_when_the_own_heartbeat_does_not_come_back_and_has_an_aftermath() -> None:
-    watch = OutageWatch(limit_s=5, after_s=30)
+    watch = OutageWatch(missed_s=3, limit_s=5, after_s=30)
     watch.step(100, math.inf)
     watch.step(104, math.inf)
     assert not watch.outage
@@ -519,8 +531,29 @@ def test_an_outage_is_when_the_own_heartbeat_does_not_come_back_and_has_an_after
     assert not watch.aftermath
 
 
+def test_a_heartbeat_of_our_own_that_was_missing_is_known_until_it_is_long_ago() -> None:
+    watch = OutageWatch(missed_s=3, limit_s=5, after_s=30)
+    watch.step(100, 0.5)
+    watch.step(102.5, 3.0)
+    assert watch.steady_s == math.inf
+    watch.step(102.75, 3.25)
+    assert watch.steady_s == 0
+    watch.step(104, 0.5)
+    assert watch.steady_s == 0.5
+    watch.step(106, 0.25)
+    watch.step(108, 0.25)
+    assert (watch.steady_s, watch.outage, watch.aftermath) == (4.5, False, False)
+
+
+def test_a_heartbeat_that_was_missing_between_two_looks_is_noticed() -> None:
+    watch = OutageWatch(missed_s=3, limit_s=5, after_s=30)
+    watch.step(100, 0.0)
+    watch.step(104.25, 0.25)
+    assert watch.steady_s == 0.25
+
+
 def test_a_start_is_no_outage() -> None:
-    watch = OutageWatch(limit_s=5, after_s=30)
+    watch = OutageWatch(missed_s=3, limit_s=5, after_s=30)
     watch.step(100, math.inf)
     watch.step(101, 0.0)
     assert not watch.outage

@@ -168,7 +168,7 @@ async def _dial(
         await connection.connect(name=name, **options, **hooks)
         await connection.open_inbox()
         await connection.api("INFO", timeout_s=settings.request_timeout_s)
-    except DefenderError:
+    except (DefenderError, asyncio.CancelledError):
         await connection.cut()
         raise
     except (OSError, NatsError) as error:

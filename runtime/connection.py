@@ -20,7 +20,7 @@ import contextlib
 import importlib
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import ModuleType
 from typing import Any, Final, TypeVar, cast
 
@@ -78,6 +78,31 @@ NoServersError = nats.errors.NoServersError
 Server = nats.aio.client.Server
 Deliver = Callable[[bytes, bytes, bytes, bytes | None], None]
 T = TypeVar("T")
+
+
+async def wait_for(awaited: Awaitable[T], timeout_s: float | None) -> T:
+    """As `asyncio.wait_for` is from Python 3.12 on. Raises TimeoutError.
+
+    Before, it returns the result when a cancellation comes in the turn of the loop in which the result does,
+    and forgets the cancellation: an interrupted `connect` went on, a `close` while reconnecting ended with
+    an open session.
+    """
+    async with asyncio.timeout(timeout_s):
+        return await awaited
+
+
+class _Asyncio(ModuleType):
+    """What nats-py sees as asyncio: all of it, but for `wait_for`."""
+
+    wait_for = staticmethod(wait_for)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+
+if sys.version_info < (3, 12):
+    for _module in (nats.aio.client, nats.aio.subscription, nats.aio.transport):
+        _module.__dict__["asyncio"] = _Asyncio("asyncio")
 
 
 def load_websockets() -> None:

@@ -115,8 +115,8 @@ def _error_text(trace: Trace) -> str:
 
 
 def _trace_of(record: logging.LogRecord) -> Trace | None:
-    trace = record.exc_info
-    return trace if trace is not None and trace[0] is not None else None
+    trace = record.exc_info  # an event loop says False where it has none
+    return trace if trace and trace[0] is not None else None
 
 
 class JsonLines(logging.Formatter):

@@ -10,6 +10,7 @@ an error has its own (`DefenderError.exit_code`).
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -27,7 +28,18 @@ def main() -> int:
         return guarded(lambda: run(argv[1:]))
     from runtime.cli.app import execute
 
+    obey_interrupts()
     return guarded(lambda: execute(argv))
+
+
+def obey_interrupts() -> None:
+    """SIGINT ends a command however it was started, as it ends ``defender run``.
+
+    What a shell without job control starts with ``&`` (a script, a CI job) begins with SIGINT ignored, and
+    Python leaves it so: a follower never ended, and a demo ran to its end and left with 0.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def guarded(command: Callable[[], int]) -> int:

@@ -24,7 +24,6 @@ from runtime.cli.lines import (
 from runtime.cli.reading import Record, Start
 from runtime.config import Settings
 from runtime.connection import Connection
-from runtime.errors import InputError
 from runtime.jetstream import NotFound
 
 LAST: Final = 20
@@ -45,7 +44,8 @@ class _Kind:
     """What one command reads, and how it shows it."""
 
     streams: list[str]
-    setting: str
+    settings: str
+    """Those that may be wrong when a stream is missing."""
     subject: str
     heading: str
     lines: Callable[[Record, Filter], list[Line]]
@@ -78,7 +78,9 @@ def verdicts(
     if chamber and _GLOB.isdisjoint(chamber):
         partition = names.partition_of(chamber)
         streams, subject = [names.verdicts_stream(partition)], names.verdict(partition, chamber)
-    kind = _Kind(streams, "STREAM_VERDICTS", subject, VERDICT_HEADING, verdict_lines)
+    kind = _Kind(
+        streams, "NATS_SERVERS, STREAM_VERDICTS or PARTITIONS", subject, VERDICT_HEADING, verdict_lines
+    )
     terminal.run(_show(settings, kind, _Choice(Filter(chamber, chart), since, last, follow, json)))
 
 
@@ -94,7 +96,7 @@ def alarms(
     settings = terminal.settings()
     names = settings.names
     subject = names.alarm(chamber if chamber and _GLOB.isdisjoint(chamber) else "*")
-    kind = _Kind([names.alarms], "STREAM_ALARMS", subject, ALARM_HEADING, alarm_lines)
+    kind = _Kind([names.alarms], "NATS_SERVERS or STREAM_ALARMS", subject, ALARM_HEADING, alarm_lines)
     terminal.run(_show(settings, kind, _Choice(Filter(chamber, chart), since, last, follow, json)))
 
 
@@ -109,7 +111,8 @@ def rejected(
     """Show what was rejected, with the reason; --json has the original bytes too."""
     settings = terminal.settings()
     names = settings.names
-    kind = _Kind([names.rejected], "STREAM_REJECTED", names.reject(), REJECTED_HEADING, rejected_lines)
+    wrong = "NATS_SERVERS or STREAM_REJECTED"
+    kind = _Kind([names.rejected], wrong, names.reject(), REJECTED_HEADING, rejected_lines)
     terminal.run(_show(settings, kind, _Choice(Filter(chamber, chart), since, last, follow, json)))
 
 
@@ -126,11 +129,7 @@ async def _show(settings: Settings, kind: _Kind, choice: _Choice) -> None:
             console.print(line.text, style=line.style or None)
 
     async with terminal.session(settings) as connection:
-        try:
-            ends = {stream: (await reading.bounds(connection, stream))[1] for stream in kind.streams}
-        except NotFound as error:
-            problem = f"no stream {', '.join(kind.streams)} yet: start a defender, or correct {kind.setting}"
-            raise InputError(problem) from error
+        ends = {stream: await _end(connection, stream, kind.settings) for stream in kind.streams}
         if not choice.json:
             console.print(kind.heading, style="bold")
         async for record in _past(connection, kind, choice, at, ends):
@@ -139,6 +138,14 @@ async def _show(settings: Settings, kind: _Kind, choice: _Choice) -> None:
             begins = {stream: end + 1 for stream, end in ends.items()}
             async for record in reading.followed(connection, begins, kind.subject):
                 show(kind.lines(record, choice.wanted))
+
+
+async def _end(connection: Connection, stream: str, settings: str) -> int:
+    """The last sequence of a stream. Raises InputError when there is no such stream."""
+    try:
+        return (await reading.bounds(connection, stream))[1]
+    except NotFound as error:
+        raise terminal.missing("stream", stream, settings) from error
 
 
 async def _past(

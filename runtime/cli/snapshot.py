@@ -14,9 +14,10 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
+from runtime.cli import terminal
 from runtime.config import Settings
 from runtime.connection import Connection
-from runtime.errors import InputError, SettingsError
+from runtime.errors import SettingsError
 from runtime.fleet_snapshot import Backlog, Owned, Snapshot, leader_seen
 from runtime.frames import header
 from runtime.identity import Claim
@@ -49,31 +50,22 @@ class Key(NamedTuple):
 
 
 async def read_snapshot(connection: Connection, settings: Settings) -> Snapshot:
-    """The fleet as it stands. Raises InputError where no defender ever ran, SettingsError for PARTITIONS."""
-    try:
-        return await _read(connection, settings)
-    except NotFound as error:
-        problem = (
-            f"{error}; no defender ever ran here: start one, or correct NATS_SERVERS and the NATS_KV_ names"
-        )
-        raise InputError(problem) from error
-
-
-async def _read(connection: Connection, settings: Settings) -> Snapshot:
+    """The fleet as it stands. Raises InputError where a bucket is missing, SettingsError for PARTITIONS."""
     names = settings.names
     fleet_keys = [RING_KEY, TRACKS_KEY, FROZEN_KEY, f"{FORGET_PREFIX}>"]
     records = [key(partition) for partition in range(settings.partitions)]
     claims, beats, assignments, leaders = await asyncio.gather(
-        entries(connection, settings, settings.nats_kv_stable_ids),
-        entries(connection, settings, settings.nats_kv_heartbeats),
-        entries(connection, settings, settings.nats_kv_assignments, [*fleet_keys, *records]),
-        entries(connection, settings, settings.nats_kv_leader),
+        _fleet_entries(connection, settings, "nats_kv_stable_ids"),
+        _fleet_entries(connection, settings, "nats_kv_heartbeats"),
+        _fleet_entries(connection, settings, "nats_kv_assignments", [*fleet_keys, *records]),
+        _fleet_entries(connection, settings, "nats_kv_leader"),
     )
+    # Before the streams are looked for: their names too depend on PARTITIONS.
+    layout, problem = laid_out(assignments.get(RING_KEY), settings)
     streams = [names.samples_stream(names.partitions_of_shard(shard)[0]) for shard in range(names.shards)]
-    consumers = [row for stream in streams async for row in consumers_of(connection, stream)]
+    consumers = [row for stream in streams for row in await _fleet_consumers(connection, stream)]
     heartbeats = {uid: beat for uid, one in beats.items() if (beat := _decoded(one, Heartbeat))}
     leader = leaders.get("leader")
-    layout, problem = laid_out(assignments.get(RING_KEY), settings)
     return Snapshot(
         now=datetime.now(UTC),
         partitions=settings.partitions,
@@ -104,9 +96,33 @@ def laid_out(stored: Key | None, settings: Settings) -> tuple[Layout | None, str
     except (msgspec.MsgspecError, ValueError) as error:
         return None, str(error)
     if record.partitions != settings.partitions:
-        problem = f"is {settings.partitions} here, {record.partitions} in the fleet's ring: set it to that"
-        raise SettingsError("PARTITIONS", problem)
+        raise SettingsError(
+            "PARTITIONS",
+            f"this command was given {settings.partitions}, the fleet's ring has {record.partitions}: run it "
+            f"with PARTITIONS={record.partitions}; if the fleet's defenders have "
+            f"{settings.partitions} too, the record is wrong: see DefenderRingUnusable in the runbook",
+        )
     return layout, ""
+
+
+async def _fleet_entries(
+    connection: Connection, settings: Settings, setting: str, keys: Sequence[str] = (">",)
+) -> dict[str, Key]:
+    """`entries` of the bucket that a setting names. Raises InputError when there is none."""
+    bucket: str = getattr(settings, setting)
+    try:
+        return await entries(connection, settings, bucket, keys)
+    except NotFound as error:
+        raise terminal.missing("bucket", bucket, f"NATS_SERVERS or {setting.upper()}") from error
+
+
+async def _fleet_consumers(connection: Connection, stream: str) -> list[dict[str, Any]]:
+    """`consumers_of` a stream of reports. Raises InputError when there is none."""
+    try:
+        return [row async for row in consumers_of(connection, stream)]
+    except NotFound as error:
+        settings_named = "NATS_SERVERS, STREAM_SAMPLES or PARTITIONS"
+        raise terminal.missing("stream", stream, settings_named) from error
 
 
 async def entries(

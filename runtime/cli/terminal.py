@@ -89,6 +89,14 @@ async def prepared(connection: Connection, fleet: config.Settings, stream: str) 
         await resources.ensure(connection, fleet)
 
 
+def missing(kind: str, name: str, corrections: str) -> InputError:
+    """The error for a bucket or a stream that is not there: whether it ever was, the server cannot tell."""
+    return InputError(
+        f"the {kind} {name} does not exist. If it was never created, no defender ever ran here: start one, "
+        f"or correct {corrections}. If it was deleted: restart a defender, which makes it anew, empty"
+    )
+
+
 def print_json(value: object) -> None:
     """One line of JSON on stdout."""
     print(msgspec.json.encode(value).decode(), flush=True)

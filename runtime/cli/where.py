@@ -9,7 +9,6 @@ import typer
 
 from runtime import wire
 from runtime.cli import fleet, reading, terminal
-from runtime.cli.reading import Start
 from runtime.cli.snapshot import read_snapshot
 from runtime.config import Settings
 from runtime.errors import InputError
@@ -111,8 +110,8 @@ async def _where(settings: Settings, chamber: str) -> Whereabouts:
     last: dict[str, Any] | None = None
     async with terminal.session(settings) as connection:
         snapshot = await read_snapshot(connection, settings)
-        stream, subject = names.verdicts_stream(partition), names.verdict(partition, chamber)
-        async for record in reading.read(connection, stream, subject, Start(last_of_each=True)):
+        subject = names.verdict(partition, chamber)
+        async for record in reading.last_of_each(connection, [names.verdicts_stream(partition)], subject):
             verdict = wire.decode_verdict(record.payload)
             last = {
                 name: getattr(verdict, name)

@@ -10,8 +10,10 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import msgspec
 import pytest
@@ -122,6 +124,41 @@ async def test_open_replies_fail_when_the_connection_is_lost(own_server: NatsSer
         own_server.kill()
         with pytest.raises(Disconnected):
             await within(asked, 5, "silent")
+
+
+def opening(monkeypatch: pytest.MonkeyPatch, then: Callable[[], object]) -> None:
+    """Calls *then* in the turn of the loop in which a socket has been opened, where it was waited for."""
+    original = asyncio.open_connection
+
+    async def opened(*arguments: Any, **options: Any) -> Any:
+        streams = await original(*arguments, **options)
+        then()
+        return streams
+
+    monkeypatch.setattr(asyncio, "open_connection", opened)
+
+
+async def test_a_cancellation_in_the_turn_in_which_the_socket_opens_is_not_forgotten(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connecting = asyncio.create_task(connect(settings, "test"))
+    opening(monkeypatch, connecting.cancel)
+    with pytest.raises(asyncio.CancelledError):
+        await connecting
+
+
+async def test_a_session_that_is_closed_while_it_reconnects_stays_closed(
+    own_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with connected(settings_for(own_server)) as connection:
+        closing: list[asyncio.Task[None]] = []
+        opening(monkeypatch, lambda: closing.append(asyncio.create_task(connection.close())))
+        own_server.restart()
+        await until(lambda: closing, what="it has reconnected")
+        await closing[0]
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.wait(others, timeout=5) if others else None
+        assert (len(closing), connection.is_closed, connection.is_connected) == (1, True, False)
 
 
 async def test_publishing_is_refused_while_there_is_no_connection(own_server: NatsServer) -> None:

@@ -22,7 +22,7 @@ from fleet import connected
 from test_cli import Cli, cli_for
 
 from runtime import resources
-from runtime.bucket import Bucket
+from runtime.bucket import Bucket, View
 from runtime.bus import Connection
 from runtime.cli.cutover import future
 from runtime.cli.snapshot import read_snapshot
@@ -46,6 +46,20 @@ def shortly(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
+OF_A_FLEET = (
+    ("status",),
+    ("ring",),
+    ("where", "E-1"),
+    ("drain", "x"),
+    ("forget", "defender-0"),
+    ("freeze",),
+    ("unfreeze",),
+    ("cutover", "green", "--yes"),
+    ("track", "canary", "--in"),
+)
+"""Commands that read the whole fleet first."""
+
+
 class Fleet:
     """Stand-ins for pods, in a loop of their own in a thread."""
 
@@ -59,6 +73,7 @@ class Fleet:
         self._stop = asyncio.Event()
         self._ready = threading.Event()
         self._listeners: dict[str, Listener] = {}
+        self._watching: View | None = None
         self.silent: set[str] = set()
         self.connection: Connection
 
@@ -92,6 +107,8 @@ class Fleet:
                 await asyncio.sleep(BEAT_S)
             for listener in self._listeners.values():
                 await listener.stop()
+            if self._watching is not None:
+                await self._watching.stop()
 
     async def _beat(self, beat: Heartbeat) -> None:
         await self.bucket(self.settings.nats_kv_heartbeats).put(beat.pod_uid, msgspec.json.encode(beat))
@@ -157,7 +174,7 @@ class Fleet:
                 record = future(snapshot, tracks, self.settings.names)
                 await self._commit(msgspec.structs.replace(record, version=record.version + 1))
 
-            await self.bucket(self.settings.nats_kv_assignments).watch(
+            self._watching = await self.bucket(self.settings.nats_kv_assignments).watch(
                 lambda entry: tasks.append(loop.create_task(follow(entry.value))) if entry.value else None,
                 pattern="tracks",
             )
@@ -403,22 +420,32 @@ def test_a_track_is_told_one_sensible_thing(cli: Cli, fleet: Fleet, options: tup
 def test_commands_of_a_fleet_of_other_partitions_name_the_setting(
     cli: Cli, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PARTITIONS", "32")
-    for command in (("status",), ("ring",), ("cutover", "green", "--yes"), ("drain", "stable-0")):
-        code, _, err = cli(*command)
-        assert (code, "PARTITIONS: is 32 here, 16 in the fleet's ring" in err) == (64, True), command
+    for given in ("32", "128"):  # above 64 the streams have other names too
+        monkeypatch.setenv("PARTITIONS", given)
+        told = (
+            f"PARTITIONS: this command was given {given}, the fleet's ring has 16: run it with PARTITIONS=16;"
+        )
+        for command in (*OF_A_FLEET, ("drain", "stable-0")):
+            code, _, err = cli(*command)
+            assert (code, told in err) == (64, True), (command, err)
 
 
-def test_where_no_defender_ever_ran_every_command_says_so(cli: Cli) -> None:
-    for command in (
-        ("status",),
-        ("ring",),
-        ("where", "E-1"),
-        ("drain", "x"),
-        ("forget", "defender-0"),
-        ("freeze",),
-        ("cutover", "green", "--yes"),
-        ("track", "canary", "--in"),
-    ):
+def test_without_the_fleet_s_buckets_every_command_says_what_may_be_so_and_what_to_do(cli: Cli) -> None:
+    bucket = cli.settings.nats_kv_stable_ids
+    for command in OF_A_FLEET:
         code, _, err = cli(*command)
-        assert (code, "no defender ever ran here" in err) == (65, True), (command, err)
+        assert code == 65, (command, err)
+        assert f"the bucket {bucket} does not exist. If it was never created, no defender" in err
+        assert "correct NATS_SERVERS or NATS_KV_STABLE_IDS. If it was deleted: restart a defender" in err
+
+
+@pytest.mark.parametrize(
+    "name", ["nats_kv_heartbeats", "nats_kv_assignments", "nats_kv_leader", "stream_samples"]
+)
+def test_what_was_deleted_is_named_with_its_setting(cli: Cli, fleet: Fleet, name: str) -> None:
+    stored = getattr(cli.settings, name)
+    stream = stored if name.startswith("stream") else f"KV_{stored}"
+    fleet.does(lambda: fleet.connection.api(f"STREAM.DELETE.{stream}"))
+    code, _, err = cli("status")
+    assert (code, f"{stored} does not exist" in err, name.upper() in err) == (65, True, True), err
+    assert "no JetStream" not in err

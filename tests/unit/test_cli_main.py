@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,25 @@ sys.exit(code)
 def test_run_goes_to_the_supervisor_without_importing_what_only_people_need() -> None:
     done = subprocess.run([sys.executable, "-c", RUN], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (7, "ran ['--more']\n"), done.stderr
+
+
+INTERRUPTED_ITSELF = """
+import os, signal, sys, types
+app = types.ModuleType("runtime.cli.app")
+app.execute = lambda argv: os.kill(os.getpid(), signal.SIGINT) or 0
+sys.modules["runtime.cli.app"] = app
+from runtime.cli import main
+sys.exit(main())
+"""
+
+
+def test_an_interrupt_ends_a_command_also_where_its_parent_ignores_interrupts() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell without job control does for &
+    try:
+        done = subprocess.run([sys.executable, "-c", INTERRUPTED_ITSELF], timeout=20, check=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert done.returncode == INTERRUPTED
 
 
 def defender(*argv: str, **environ: str) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -90,6 +91,16 @@ def test_an_exception_is_one_line_with_its_trace() -> None:
     assert line["error"] == "ValueError: two\nlines"
     assert "in failure" in str(line["trace"])
     assert "exc" not in line
+
+
+def test_what_an_event_loop_reports_without_an_exception_is_a_line_too() -> None:
+    for style in ("json", "console"):
+        stream = io.StringIO()
+        log.setup(style, "info", stream=stream)
+        loop = asyncio.new_event_loop()
+        loop.call_exception_handler({"message": "Task was destroyed but it is pending!"})
+        loop.close()
+        assert "Task was destroyed" in stream.getvalue()
 
 
 def test_an_exception_on_a_terminal_is_one_line_with_its_place() -> None:

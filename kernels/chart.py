@@ -1,9 +1,8 @@
-"""One chart's arithmetic: limits, runs, memory, baseline. Compiled into the kernels of ``judge``.
+"""One chart's memory and baseline: what is remembered, the centre line, sigma_z, phase I.
 
-Conventions (Montgomery, Introduction to Statistical Quality Control, chapter 7; Nelson 1984): u = c/n,
-centre line = sum of c / sum of n, sigma of a sample = sqrt(centre / n), limits centre ± k sigma with the
-lower one at least 0, strict comparison. Run rules are judged on z = (u - centre) / sigma with the centre
-now in force; a tie breaks a run; the sample that completes or extends a pattern is flagged.
+Conventions (Montgomery, Introduction to Statistical Quality Control, chapter 7): u = c/n, centre line = sum
+of c / sum of n over the usable samples, sigma of a sample = sqrt(centre / n). sigma_z (Laney 2002, Quality
+Engineering 14(4), 531-537) is the mean moving range of the samples' z over 1.128, as R qicharts2 has it.
 
 Why only rule 1 keeps a sample out of a moving baseline: a run rule flags the sample that completes a
 pattern, not the pattern. Leaving out that one and not the eight before it would bias the centre line.
@@ -14,70 +13,51 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from kernels import poisson
+from kernels.dispersion import mark
 from kernels.exact import carried_high, carried_low, rounded, units_high, units_low
-from kernels.jit import device, signed
+from kernels.jit import rare, scalar, signed
+from kernels.memory import entry_at
+from kernels.runs import LONGEST_RUN, next_registers, standardised
+from kernels.state import DIAGNOSE_MIN, EXACT_BELOW, Limits
 
 NO_CENTRE = -1.0
+UNMEASURED = -1.0
 
-RULE_1 = 1
-RULE_2 = 2
-RULE_3 = 4
-RULE_4 = 8
-
-SIDE_RUN = (1 << 9) - 1  # rule 2: 9 samples on one side
-TREND_RUN = (1 << 5) - 1  # rule 3: 6 samples, 5 steps, all up or all down
-STEPS_OF_RULE_4 = (1 << 13) - 1  # rule 4: 14 samples, 13 steps
-ALTERNATE = 0x1555  # every other of the 13 steps, the newest among them
-ALTERNATE_REST = STEPS_OF_RULE_4 ^ ALTERNATE
-LONGEST_RUN = 13  # samples before the newest that a rule can look at
-REGISTER = 0xFFFF
+LANEY = int(Limits.LANEY)
+EXACT = int(Limits.EXACT)
+AUTO = int(Limits.AUTO)
 
 FREEZE_ROUNDS = 10
+RANGE_PER_SIGMA = 1.128
+"""Mean range of two normal values, in sigma: d2(2), to the three places that the field uses."""
+RANGE_LIMIT = 3.267
+"""Upper limit of a range of two, in mean ranges: D4(2)."""
 
 
-@device
-def standardised(u: float, units: float, centre: float) -> float:
-    """z of a sample; where sigma is 0 (centre 0): 0 for a tie, infinite otherwise, never NaN."""
-    sigma = math.sqrt(centre / units)
-    if sigma > 0.0:
-        return (u - centre) / sigma
-    if u > centre:
-        return math.inf
-    if u < centre:
-        return -math.inf
-    return 0.0
+@scalar
+def is_exact(limits: int, expected: float) -> bool:
+    """Whether a sample of this expected count has exact limits."""
+    return limits == EXACT or (limits == AUTO and expected < EXACT_BELOW)
 
 
-@device
-def upper_limit(centre: float, units: float, k: float) -> float:
-    """UCL of u."""
-    return centre + k * math.sqrt(centre / units)
+@scalar
+def is_beyond(
+    count: float, units: float, centre: float, sigma_z: float, limits: int, k: float, alpha: float
+) -> bool:
+    """Rule 1: strictly beyond the limits."""
+    if is_exact(limits, centre * units):
+        low, high = poisson.limits(centre * units, alpha)
+        return count > high or count < low
+    sigma = sigma_z * math.sqrt(centre / units)
+    u = count / units
+    return u > centre + k * sigma or u < max(0.0, centre - k * sigma)
 
 
-@device
-def lower_limit(centre: float, units: float, k: float) -> float:
-    """LCL of u, at least 0."""
-    return max(0.0, centre - k * math.sqrt(centre / units))
-
-
-@device
-def runs(above: int, below: int, rising: int, falling: int) -> int:
-    """Flags of rules 2 to 4 at the newest sample, from run registers (bit 0 is the newest)."""
-    flags = 0
-    if above & SIDE_RUN == SIDE_RUN or below & SIDE_RUN == SIDE_RUN:
-        flags |= RULE_2
-    if rising & TREND_RUN == TREND_RUN or falling & TREND_RUN == TREND_RUN:
-        flags |= RULE_3
-    up = rising & STEPS_OF_RULE_4
-    down = falling & STEPS_OF_RULE_4
-    if (up == ALTERNATE and down == ALTERNATE_REST) or (up == ALTERNATE_REST and down == ALTERNATE):
-        flags |= RULE_4
-    return flags
-
-
-@device
+@rare
 def forget(slot: Any) -> None:
-    """Empty the slot's hot part; the sums are cleared when a moving baseline next needs them."""
+    """Empty the slot's hot part. The sums are cleared when a moving baseline next needs them; of what is
+    carried nothing is in use."""
     slot["centre"] = 0.0
     slot["last_z"] = 0.0
     slot["basis"] = 0
@@ -85,15 +65,18 @@ def forget(slot: Any) -> None:
     slot["newest"] = 0
     slot["head"] = 0
     slot["length"] = 0
-    slot["above"] = 0
-    slot["below"] = 0
-    slot["rising"] = 0
-    slot["falling"] = 0
+    slot["near"] = 0
+    slot["far"] = 0
     slot["usable"] = 0
+    slot["quiet"] = 0
     slot["frozen"] = 0
+    slot["mark"] = 0
+    slot["alarmed"] = 0
+    slot["tracks"] = 0
+    slot["fixed"] = 0
 
 
-@device
+@rare
 def clear_sums(total: Any) -> None:
     """Sums over no sample."""
     total["counts"] = 0
@@ -101,7 +84,7 @@ def clear_sums(total: Any) -> None:
     total["units_low"] = 0
 
 
-@device
+@rare
 def add(total: Any, count: float, units: float, sign: int) -> None:
     """Add (``sign`` 1) a sample to the sums or drop it (-1)."""
     high = signed(total["units_high"]) + sign * units_high(units)
@@ -111,17 +94,16 @@ def add(total: Any, count: float, units: float, sign: int) -> None:
     total["units_low"] = carried_low(low)
 
 
-@device
-def expire(slot: Any, total: Any, window: Any, s: int, since: int) -> None:
+@rare
+def expire(slot: Any, total: Any, row: Any, width: int, since: int) -> None:
     """Drop remembered samples of reports before ``since`` from a moving baseline's memory."""
-    width = window.shape[1]
     length = signed(slot["length"])
     usable = signed(slot["usable"])
     oldest = signed(slot["head"]) - length
     if oldest < 0:
         oldest += width
-    while length > 0 and signed(window[s, oldest]["ordinal"]) < since:
-        entry = window[s, oldest]
+    while length > 0 and signed(entry_at(row, oldest)["ordinal"]) < since:
+        entry = entry_at(row, oldest)
         if entry["usable"] == 1:
             add(total, entry["count"], entry["units"], -1)
             usable -= 1
@@ -133,125 +115,135 @@ def expire(slot: Any, total: Any, window: Any, s: int, since: int) -> None:
     slot["usable"] = usable
 
 
-@device
+@rare
+def units_total(total: Any) -> float:
+    """Sum of the usable units, rounded once."""
+    return rounded(signed(total["units_high"]), signed(total["units_low"]))
+
+
+@rare
 def moving_centre(slot: Any, total: Any, minimum: int) -> float:
     """Centre line over the usable remembered samples, or NO_CENTRE."""
     usable = signed(slot["usable"])
     if usable == 0 or usable < minimum:
         return NO_CENTRE
-    units = rounded(signed(total["units_high"]), signed(total["units_low"]))
-    return float(signed(total["counts"])) / units
+    return float(signed(total["counts"])) / units_total(total)
 
 
-@device
-def remembered(slot: Any, window: Any, s: int, since: int) -> int:
-    """How many of the newest 13 samples of the ring are of reports from ``since`` on."""
-    width = window.shape[1]
-    most = min(signed(slot["length"]), LONGEST_RUN)
-    position = signed(slot["head"])
-    found = 0
-    while found < most:
-        position -= 1
-        if position < 0:
-            position += width
-        if signed(window[s, position]["ordinal"]) < since:
-            break
-        found += 1
-    return found
+@rare
+def mean_range(slot: Any, row: Any, width: int, since: int, centre: float, below: float) -> tuple[float, int]:
+    """(mean, number) of the moving ranges of z over the usable samples remembered, oldest first.
 
-
-@device
-def moving_runs(slot: Any, window: Any, s: int, newest_z: float, centre: float) -> int:
-    """Flags of rules 2 to 4 by looking back from the sample that is judged, at most 13 samples.
-
-    Expired samples are gone already. Stops once no pattern can be extended: 4 samples on the average.
+    Of reports from ``since`` on; ranges of at least ``below`` are left out. The mean is UNMEASURED where
+    there is no range.
     """
-    width = window.shape[1]
-    most = min(signed(slot["length"]), LONGEST_RUN)
-    position = signed(slot["head"])
-    above = signed(newest_z > 0.0)
-    below = signed(newest_z < 0.0)
-    rising = falling = 0
-    later_z = newest_z
-    for j in range(most):
-        position -= 1
-        if position < 0:
-            position += width
-        entry = window[s, position]
-        z = standardised(entry["count"] / entry["units"], entry["units"], centre)
-        above |= signed(z > 0.0) << (j + 1)
-        below |= signed(z < 0.0) << (j + 1)
-        rising |= signed(later_z > z) << j
-        falling |= signed(later_z < z) << j
-        later_z = z
-        steps = (2 << j) - 1
-        sides = 2 * steps + 1
-        odd = ALTERNATE & steps
-        even = ALTERNATE_REST & steps
-        one_sided = (above == sides) | (below == sides)
-        trending = (rising == steps) | (falling == steps)
-        alternating = ((rising == odd) & (falling == even)) | ((rising == even) & (falling == odd))
-        if not (one_sided | trending | alternating):
-            break
-    return runs(above, below, rising, falling)
-
-
-@device
-def next_registers(slot: Any, z: float) -> None:
-    """Shift a sample into the run registers of a fixed centre.
-
-    The step of a stage's first sample means nothing; ``fixed_runs`` masks it.
-    """
-    last_z = slot["last_z"]
-    # No branches on z: the CPU would guess every other of them wrong.
-    slot["above"] = ((signed(slot["above"]) << 1) | signed(z > 0.0)) & REGISTER
-    slot["below"] = ((signed(slot["below"]) << 1) | signed(z < 0.0)) & REGISTER
-    slot["rising"] = ((signed(slot["rising"]) << 1) | signed(z > last_z)) & REGISTER
-    slot["falling"] = ((signed(slot["falling"]) << 1) | signed(z < last_z)) & REGISTER
-    slot["last_z"] = z
-
-
-@device
-def fixed_runs(slot: Any, window: Any, s: int, since: int) -> int:
-    """Flags of rules 2 to 4 from the registers, which hold the sample that is judged already.
-
-    The registers may reach back to before what is remembered. That is looked up only when a
-    rule would signal: so a fixed centre needs no expiry, and a quiet sample touches no old entry.
-    """
-    above = signed(slot["above"])
-    below = signed(slot["below"])
-    rising = signed(slot["rising"])
-    falling = signed(slot["falling"])
-    flags = runs(above, below, rising, falling)
-    if flags != 0:
-        before = remembered(slot, window, s, since)
-        sides = (2 << before) - 1
-        steps = (1 << before) - 1
-        flags = runs(above & sides, below & sides, rising & steps, falling & steps)
-    return flags
-
-
-@device
-def freeze(slot: Any, window: Any, s: int, centre: float) -> None:
-    """Fix the centre and standardise the newest remembered samples anew with it."""
-    width = window.shape[1]
     length = signed(slot["length"])
+    position = signed(slot["head"]) - length
+    if position < 0:
+        position += width
+    total = 0.0
+    ranges = 0
+    last_z = math.nan
+    for _ in range(length):
+        entry = entry_at(row, position)
+        if entry["usable"] == 1 and signed(entry["ordinal"]) >= since:
+            z = standardised(entry["count"], entry["units"], centre, 1.0)
+            moved = abs(z - last_z)
+            if moved < below:  # not the first: NaN is below nothing
+                total += moved
+                ranges += 1
+            last_z = z
+        position += 1
+        if position == width:
+            position = 0
+    mean = total / ranges if ranges > 0 else UNMEASURED
+    return mean, ranges
+
+
+@rare
+def measured_sigma_z(slot: Any, row: Any, width: int, since: int, centre: float, spec: Any) -> float:
+    """sigma_z over the usable samples remembered, screened and floored as the spec says."""
+    sigma_z = 1.0
+    if centre > 0.0:
+        mean, _ = mean_range(slot, row, width, since, centre, math.inf)
+        if mean != UNMEASURED:
+            if spec["screens"] == 1:
+                rest, _ = mean_range(slot, row, width, since, centre, RANGE_LIMIT * mean)
+                mean = rest if rest != UNMEASURED else mean
+            sigma_z = mean / RANGE_PER_SIGMA
+    return max(sigma_z, float(spec["sigma_z_floor"]))
+
+
+@rare
+def typical(slot: Any, total: Any) -> float:
+    """Mean units of a usable sample, of a baseline that moves and has one."""
+    return units_total(total) / float(signed(slot["usable"]))
+
+
+@rare
+def diagnose(slot: Any, carried: Any, row: Any, width: int, since: int, centre: float, units: float) -> None:
+    """Look at the scatter of the usable samples remembered, whose mean units are ``units``."""
+    found = 0
+    if centre > 0.0:
+        mean, ranges = mean_range(slot, row, width, since, centre, math.inf)
+        if ranges + 1 >= DIAGNOSE_MIN:
+            sigma_z = mean / RANGE_PER_SIGMA
+            found = mark(sigma_z, centre * units, ranges + 1)
+            if found != 0:
+                carried["sigma_z"] = sigma_z
+    slot["mark"] = found
+
+
+@rare
+def mean_units(slot: Any, row: Any, width: int, since: int) -> float:
+    """Mean units of the usable samples remembered of reports from ``since`` on; 0 of none."""
+    position = signed(slot["head"])
+    total = 0.0
+    samples = 0
+    for _ in range(signed(slot["length"])):
+        position -= 1
+        if position < 0:
+            position += width
+        entry = entry_at(row, position)
+        if entry["usable"] == 1 and signed(entry["ordinal"]) >= since:
+            total += entry["units"]
+            samples += 1
+    return total / samples if samples > 0 else 0.0
+
+
+@rare
+def freeze(slot: Any, row: Any, width: int, centre: float, sigma_z: float) -> None:
+    """Fix the centre and standardise the newest remembered samples anew with it."""
     slot["frozen"] = 1
+    slot["fixed"] = 1
     slot["centre"] = centre
-    newest = min(length, LONGEST_RUN)
+    newest = min(signed(slot["length"]), LONGEST_RUN)
     position = signed(slot["head"]) - newest
     if position < 0:
         position += width
     for _ in range(newest):
-        entry = window[s, position]
-        next_registers(slot, standardised(entry["count"] / entry["units"], entry["units"], centre))
+        entry = entry_at(row, position)
+        next_registers(slot, standardised(entry["count"], entry["units"], centre, sigma_z))
         position += 1
         if position == width:
             position = 0
 
 
-@device
-def screened_centre(slot: Any, total: Any, window: Any, s: int, k: float) -> float:
+@rare
+def end_phase_one(slot: Any, total: Any, carried: Any, row: Any, width: int, since: int, spec: Any) -> None:
+    """Phase I is complete: leave out what is beyond its limits, then fix centre and sigma_z."""
+    centre = screened_centre(slot, total, row, width, since, spec)
+    sigma_z = 1.0
+    if spec["limits"] == LANEY:
+        sigma_z = measured_sigma_z(slot, row, width, since, centre, spec)
+        carried["sigma_z"] = sigma_z
+    else:
+        diagnose(slot, carried, row, width, since, centre, typical(slot, total))
+    freeze(slot, row, width, centre, sigma_z)
+
+
+@rare
+def screened_centre(slot: Any, total: Any, row: Any, width: int, since: int, spec: Any) -> float:
     """Centre of phase I after leaving out, round by round, the samples beyond its limits.
 
     At most 10 rounds, and never more than a third of the samples: past that the limits, not the samples,
@@ -262,45 +254,48 @@ def screened_centre(slot: Any, total: Any, window: Any, s: int, k: float) -> flo
     excluded = 0
     centre = moving_centre(slot, total, 1)
     for _ in range(FREEZE_ROUNDS):
-        beyond = mark_beyond(slot, total, window, s, centre, k, False)
+        sigma_z = 1.0
+        if spec["limits"] == LANEY:
+            sigma_z = measured_sigma_z(slot, row, width, since, centre, spec)
+        beyond = mark_beyond(slot, total, row, width, centre, sigma_z, spec, False)
         if beyond == 0 or 3 * (excluded + beyond) > phase_one:
             break
-        mark_beyond(slot, total, window, s, centre, k, True)
+        mark_beyond(slot, total, row, width, centre, sigma_z, spec, True)
         excluded += beyond
         slot["usable"] = phase_one - excluded
         centre = moving_centre(slot, total, 1)
     return centre
 
 
-@device
-def mark_beyond(slot: Any, total: Any, window: Any, s: int, centre: float, k: float, exclude: bool) -> int:
+@rare
+def mark_beyond(
+    slot: Any, total: Any, row: Any, width: int, centre: float, sigma_z: float, spec: Any, exclude: bool
+) -> int:
     """Count the usable remembered samples beyond the limits of ``centre``; leave them out if told."""
-    width = window.shape[1]
-    length = signed(slot["length"])
+    limits = signed(spec["limits"])
     position = signed(slot["head"])
     beyond = 0
-    for _ in range(length):
+    for _ in range(signed(slot["length"])):
         position -= 1
         if position < 0:
             position += width
-        entry = window[s, position]
-        if entry["usable"] == 1:
-            units = entry["units"]
-            u = entry["count"] / units
-            if u > upper_limit(centre, units, k) or u < lower_limit(centre, units, k):
-                beyond += 1
-                if exclude:
-                    entry["usable"] = 0
-                    add(total, entry["count"], units, -1)
+        entry = entry_at(row, position)
+        if entry["usable"] == 1 and is_beyond(
+            entry["count"], entry["units"], centre, sigma_z, limits, spec["k"], spec["alpha"]
+        ):
+            beyond += 1
+            if exclude:
+                entry["usable"] = 0
+                add(total, entry["count"], entry["units"], -1)
     return beyond
 
 
-@device
+@rare
 def push(
     slot: Any,
     total: Any,
-    window: Any,
-    s: int,
+    row: Any,
+    width: int,
     count: float,
     units: float,
     ordinal: int,
@@ -308,10 +303,9 @@ def push(
     moves: bool,
 ) -> None:
     """Remember a sample; of a full ring the oldest leaves. ``moves``: the baseline's sums follow."""
-    width = window.shape[1]
     head = signed(slot["head"])
     length = signed(slot["length"])
-    entry = window[s, head]
+    entry = entry_at(row, head)
     if moves:
         in_baseline = signed(slot["usable"]) + usable
         if length == width and entry["usable"] == 1:

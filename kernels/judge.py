@@ -1,14 +1,14 @@
-"""The kernels: judge a batch, undo a part of it, put judged samples back from history.
+"""The kernels: judge a batch, open and close alarms, undo a part of it, put judged samples back from history.
 
 All work in place on the caller's arrays, allocate nothing and raise nothing; all arrays are
 C-contiguous, aligned and writable (``np.frombuffer`` over ``bytes`` is not), in the machine's byte
-order. What the caller guarantees, for nothing is checked here: slots and spec numbers in range;
+order. What the caller guarantees, for nothing is checked here: slots, spec and design numbers in range;
 counts whole, 0 to ``COUNT_MAX``; units ``UNITS_MIN`` to ``UNITS_MAX``; a chart's ordinals rise
 by at least 1; 1 <= W <= ``WINDOW_MAX``, W <= depth, phase_one <= W.
 
 A chart *remembers* its stage's samples of the last ``depth`` reports (ordinal >= t - depth when t is
-judged), of these at most the newest W. Its verdicts depend on nothing else but its spec and, once
-FROZEN, on the frozen centre, which every later verdict carries. That is why ``restore`` works.
+judged), of these at most the newest W. Its verdicts depend on nothing else but its spec, on the frozen
+centre and on ``CARRIED``, all of which its verdicts carry. That is why ``restore`` works.
 """
 
 from __future__ import annotations
@@ -20,52 +20,48 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from kernels.chart import (
-    NO_CENTRE,
-    RULE_1,
-    clear_sums,
-    expire,
-    fixed_runs,
-    forget,
-    freeze,
-    lower_limit,
-    moving_centre,
-    moving_runs,
-    next_registers,
-    push,
-    screened_centre,
-    standardised,
-    upper_limit,
-)
+from kernels.chart import clear_sums, forget, freeze, push
 from kernels.jit import device, kernel, signed
-from kernels.prefetch import prefetch
+from kernels.memory import entry_at, numbers_of, prefetch, row_of
+from kernels.runs import RULE_1, fixed_runs, next_registers, standardised
+from kernels.sample import FROZEN, GIVEN, LEARNING, PHASE_TWO, judged
 from kernels.state import (
+    CARRIED,
+    DETAIL,
+    DIAGNOSE_EVERY,
     ENTRY,
     FROZE,
+    HOLDS_CARRIED,
     HOLDS_ENTRY,
     HOLDS_SUMS,
     JOURNAL,
     KIND_MASK,
+    PART_ALARM,
+    PART_CUSUM,
+    PART_EWMA,
+    PART_MARK,
+    PART_SIGMA_Z,
     RESET,
     SLOT,
     SPEC,
     SUMS,
-    Baseline,
-    Phase,
+    Event,
 )
 
 U1: TypeAlias = npt.NDArray[np.uint8]
 U2: TypeAlias = npt.NDArray[np.uint16]
 U4: TypeAlias = npt.NDArray[np.uint32]
 I4: TypeAlias = npt.NDArray[np.int32]
+I8: TypeAlias = npt.NDArray[np.int64]
 F8: TypeAlias = npt.NDArray[np.float64]
 Records: TypeAlias = npt.NDArray[np.void]
 
-GIVEN = int(Baseline.GIVEN)
-FROZEN = int(Baseline.FROZEN)
-LEARNING = int(Phase.LEARNING)
-PHASE_ONE = int(Phase.PHASE_ONE)
-PHASE_TWO = int(Phase.PHASE_TWO)
+BEGIN = int(Event.BEGIN)
+AGAIN = int(Event.AGAIN)
+END = int(Event.END)
+
+QUIET_MAX = 0xFFFF
+TRACKED = PART_CUSUM | PART_EWMA
 
 SLOT_AHEAD = 16  # samples between the prefetch of a slot and its use
 ENTRY_AHEAD = 8  # likewise for its ring position, which the slot tells
@@ -74,12 +70,16 @@ _u1 = numba.types.Array(numba.uint8, 1, "C")
 _u2 = numba.types.Array(numba.uint16, 1, "C")
 _u4 = numba.types.Array(numba.uint32, 1, "C")
 _i4 = numba.types.Array(numba.int32, 1, "C")
+_i8 = numba.types.Array(numba.int64, 1, "C")
 _f8 = numba.types.Array(numba.float64, 1, "C")
 _specs = numba.types.Array(numba.from_dtype(SPEC), 1, "C")
+_designs = numba.types.Array(numba.float64, 3, "C")
 _state = numba.types.Array(numba.from_dtype(SLOT), 1, "C")
 _sums = numba.types.Array(numba.from_dtype(SUMS), 1, "C")
+_carried = numba.types.Array(numba.from_dtype(CARRIED), 1, "C")
 _window = numba.types.Array(numba.from_dtype(ENTRY), 2, "C")
 _journal = numba.types.Array(numba.from_dtype(JOURNAL), 1, "C")
+_details = numba.types.Array(numba.from_dtype(DETAIL), 1, "C")
 _void = numba.void
 
 
@@ -93,76 +93,45 @@ def _hint(i: int, n: int, slots: I4, state: Records, window: Records) -> None:
 
 
 @device
-def _baseline_moves(
-    slot: Any, total: Any, window: Records, s: int, spec: Any, ordinal: int, since: int, past: Any
-) -> bool:
-    """Open a stage, forget, freeze: what comes before judging. True while the centre is not fixed."""
-    kind = signed(spec["basis"]) & KIND_MASK
-    fresh = slot["length"] == 0 or slot["basis"] != spec["basis"] or signed(slot["newest"]) < since
-    moves = kind != GIVEN and (fresh or slot["frozen"] == 0)
-    holds = HOLDS_ENTRY
-    if moves:
-        past["sums"] = total
-        holds |= HOLDS_SUMS
-    if fresh:
-        forget(slot)
-        slot["basis"] = spec["basis"]
-        slot["stage"] = ordinal
-        if moves:
-            clear_sums(total)
-    elif moves:
-        expire(slot, total, window, s, since)
-        if kind == FROZEN and slot["usable"] >= spec["phase_one"]:
-            freeze(slot, window, s, screened_centre(slot, total, window, s, spec["k"]))
-            holds |= FROZE
-            moves = False
-    past["holds"] = holds
-    return moves
+def _is_plain(slot: Any, spec: Any, ordinal: int, depth: int) -> bool:
+    """Whether a sample needs nothing but the slot: its stage goes on, its centre is fixed, its limits are k
+    sigma, and nothing else is asked for."""
+    plain: bool = (
+        (slot["basis"] == spec["basis"])
+        & (slot["length"] > 0)
+        & (signed(slot["newest"]) >= ordinal - depth)
+        & (slot["fixed"] == 1)
+        & (spec["plain"] == 1)
+        & (signed(slot["mark"]) | signed(slot["tracks"]) == 0)
+        & ((slot["frozen"] == 1) | (ordinal % DIAGNOSE_EVERY != 0))
+    )
+    return plain
 
 
 @device
-def _centre_in_force(slot: Any, total: Any, spec: Any, moves: bool) -> float:
-    """The centre line that the next sample is judged by, or NO_CENTRE."""
-    if moves:
-        return moving_centre(slot, total, signed(spec["minimum"]))
-    if signed(spec["basis"]) & KIND_MASK == GIVEN:
-        return float(spec["centre"])
-    return float(slot["centre"])
-
-
-@device
-def _run_signals(slot: Any, window: Records, s: int, since: int, z: float, centre: float, moves: bool) -> int:
-    """Flags of rules 2 to 4."""
-    if moves:
-        return moving_runs(slot, window, s, z, centre)
-    next_registers(slot, z)
-    return fixed_runs(slot, window, s, since)
-
-
-@device
-def _remember(
-    slot: Any,
-    total: Any,
-    window: Records,
-    s: int,
-    past: Any,
-    count: float,
-    units: float,
-    ordinal: int,
-    usable: int,
-    moves: bool,
+def _remember_fixed(
+    slot: Any, row: Any, width: int, past: Any, count: float, units: float, ordinal: int, usable: int
 ) -> None:
-    """Push a sample; the entry that it overwrites goes to the journal."""
+    """Push a sample of a fixed centre; the entry that it overwrites goes to the journal."""
     head = signed(slot["head"])
-    past["entry"] = window[s, head]
+    length = signed(slot["length"])
+    entry = entry_at(row, head)
+    past["entry"] = entry
     past["position"] = head
-    push(slot, total, window, s, count, units, ordinal, usable, moves)
+    entry["count"] = count
+    entry["units"] = units
+    entry["ordinal"] = ordinal
+    entry["usable"] = usable
+    slot["newest"] = ordinal
+    slot["head"] = 0 if head + 1 == width else head + 1
+    slot["length"] = min(length + 1, width)
 
 
 @kernel(
     _void(
-        *(_u1, _i4, _i4, _f8, _f8, _u4, _specs, numba.int64, _state, _sums, _window, _journal),
-        *(_f8, _f8, _f8, _f8, _u2, _u1, _u4),
+        *(_u1, _i4, _i4, _f8, _f8, _u4, _specs, _designs, numba.int64),
+        *(_state, _sums, _carried, _window, _journal),
+        *(_f8, _f8, _f8, _f8, _u2, _u1, _u4, _u1, _details),
     )
 )
 def judge(
@@ -173,9 +142,11 @@ def judge(
     units: F8,
     ordinals: U4,
     specs: Records,
+    designs: F8,
     depth: int,
     state: Records,
     sums: Records,
+    carried: Records,
     window: Records,
     journal: Records,
     out_u: F8,
@@ -185,45 +156,55 @@ def judge(
     out_flags: U2,
     out_phase: U1,
     out_stage: U4,
+    out_parts: U1,
+    out_details: Records,
 ) -> None:
     """Judge ``n = len(ops)`` samples in order; the other columns have at least n items.
 
     ``ops``: SAMPLE or RESET (the slot forgets all; of the inputs only ``slots`` is read).
-    ``journal[i]`` holds what undoes sample i. Outputs: u = c/n, centre line and limits (NaN while
-    there are none, and for a reset), flags (bit r-1: rule r, of the rules in force), phase (``Phase``),
-    stage (ordinal of the first sample of the sample's stage; 0 for a reset).
+    ``designs``: (D, 3, len(DESIGN_MEANS)), see ``kernels.design``. ``journal[i]`` holds what undoes sample i;
+    a journal of one record serves where nothing is ever undone. Outputs: u = c/n, centre line and limits (NaN
+    while there are none, and for a reset), flags (bit r-1: rule r, of the rules in force), phase
+    (``Phase``), stage (ordinal of the first sample of the sample's stage; 0 for a reset), and where parts
+    is not 0, a detail (which tells its parts as well).
     """
-    for i in range(ops.shape[0]):
-        _hint(i, ops.shape[0], slots, state, window)
+    n, width = ops.shape[0], window.shape[1]
+    last_journal = journal.shape[0] - 1
+    tables = numbers_of(designs)
+    for i in range(n):
+        _hint(i, n, slots, state, window)
         s = signed(slots[i])
-        slot, total, past = state[s], sums[s], journal[i]
+        slot, past = state[s], journal[min(i, last_journal)]
         past["slot"] = slot
         past["index"] = s
         u = centre = lower = upper = math.nan
-        flags, phase, stage = 0, LEARNING, 0
+        flags, phase, stage, parts = 0, LEARNING, 0, 0
         if ops[i] == RESET:
             past["holds"] = 0
             forget(slot)
         else:
-            spec = specs[signed(spec_ids[i])]
-            ordinal = signed(ordinals[i])
-            since = ordinal - depth
-            moves = _baseline_moves(slot, total, window, s, spec, ordinal, since, past)
-            in_phase_one = moves and signed(spec["basis"]) & KIND_MASK == FROZEN
-            u = counts[i] / units[i]
-            stage = signed(slot["stage"])
-            in_force = _centre_in_force(slot, total, spec, moves)
-            if in_force != NO_CENTRE:
-                centre = in_force
-                lower = lower_limit(centre, units[i], spec["k"])
-                upper = upper_limit(centre, units[i], spec["k"])
-                z = standardised(u, units[i], centre)
+            spec, row = specs[signed(spec_ids[i])], row_of(window, s)
+            count, n_i, ordinal = counts[i], units[i], signed(ordinals[i])
+            u = count / n_i
+            if _is_plain(slot, spec, ordinal, depth):
+                past["holds"] = HOLDS_ENTRY
+                centre = float(slot["centre"])
+                sigma = math.sqrt(centre / n_i)
+                lower = max(0.0, centre - spec["k"] * sigma)
+                upper = centre + spec["k"] * sigma
                 flags = RULE_1 if u > upper or u < lower else 0
-                flags |= _run_signals(slot, window, s, since, z, centre, moves)
+                next_registers(slot, standardised(count, n_i, centre, 1.0))
+                flags |= fixed_runs(slot, row, width, ordinal - depth, spec)
                 flags &= signed(spec["rules"])
-                phase = PHASE_ONE if in_phase_one else PHASE_TWO
-            usable = 1 if in_phase_one or flags & RULE_1 == 0 else 0
-            _remember(slot, total, window, s, past, counts[i], units[i], ordinal, usable, moves)
+                phase = PHASE_TWO
+                _remember_fixed(slot, row, width, past, count, n_i, ordinal, 1 - (flags & RULE_1))
+            else:
+                centre, lower, upper, flags, phase, parts = judged(
+                    *(slot, sums[s], carried[s], past, out_details[i], row, width, spec, tables),
+                    *(count, n_i, ordinal, depth),
+                )
+                out_details[i]["parts"] = parts
+            stage = signed(slot["stage"])
         out_u[i] = u
         out_centre[i] = centre
         out_lcl[i] = lower
@@ -231,17 +212,91 @@ def judge(
         out_flags[i] = flags
         out_phase[i] = phase
         out_stage[i] = stage
+        out_parts[i] = parts
 
 
-@kernel(_void(_journal, numba.int64, numba.int64, _u1, _state, _sums, _window))
+@kernel(
+    _void(*(_u1, _u1, _i4, _i4, _u4, _i8, _specs, _state, _carried, _journal, _u1, _details)),
+)
+def alert(
+    ops: U1,
+    signals: U1,
+    slots: I4,
+    spec_ids: I4,
+    ordinals: U4,
+    at_ns: I8,
+    specs: Records,
+    state: Records,
+    carried: Records,
+    journal: Records,
+    out_parts: U1,
+    out_details: Records,
+) -> None:
+    """Open, repeat and close the alarms of the batch that ``judge`` has judged; a slot is in it at most once.
+
+    ``signals[i]``: 1 where sample i signals; ``at_ns``: its time, ns since 1970. ``journal`` is the batch's,
+    and takes what undoes this as well. Adds PART_ALARM, the event and the carried times to the details of
+    every sample whose chart has an open alarm, its last one included. An alarm that was open when a reset
+    or a new stage emptied the chart ends with that sample, unless it signals.
+    """
+    for i in range(ops.shape[0]):
+        slot, carry, past = state[signed(slots[i])], carried[signed(slots[i])], journal[i]
+        was_open = past["slot"]["alarmed"] == 1
+        if signals[i] == 0 and not was_open:
+            continue
+        if signed(past["holds"]) & HOLDS_CARRIED == 0:
+            past["carried"] = carry
+            past["holds"] = signed(past["holds"]) | HOLDS_CARRIED
+        event = 0
+        if signals[i] == 0:
+            quiet = signed(slot["quiet"]) + 1
+            slot["quiet"] = min(quiet, QUIET_MAX)
+            if slot["alarmed"] == 0 or quiet >= signed(specs[signed(spec_ids[i])]["end_after"]):
+                event = END
+                slot["alarmed"] = 0
+                slot["quiet"] = 0
+        else:
+            spec = specs[signed(spec_ids[i])]
+            slot["quiet"] = 0
+            if slot["alarmed"] == 0:
+                event = BEGIN
+                slot["alarmed"] = 1
+                carry["episode"] = ordinals[i]
+            else:
+                reports, elapsed_ns = signed(spec["again_reports"]), signed(spec["again_ns"])
+                if (reports > 0 and signed(ordinals[i]) - signed(carry["alerted"]) >= reports) or (
+                    elapsed_ns > 0 and at_ns[i] - carry["alerted_at"] >= elapsed_ns
+                ):
+                    event = AGAIN
+            if event != 0:
+                carry["alerted"] = ordinals[i]
+                carry["alerted_at"] = at_ns[i]
+        detail = out_details[i]
+        detail["event"] = event
+        detail["quiet"] = slot["quiet"]
+        detail["carried"]["episode"] = carry["episode"]
+        detail["carried"]["alerted"] = carry["alerted"]
+        detail["carried"]["alerted_at"] = carry["alerted_at"]
+        out_parts[i] = signed(out_parts[i]) | PART_ALARM
+        detail["parts"] = out_parts[i]
+
+
+@kernel(_void(_journal, numba.int64, numba.int64, _u1, _state, _sums, _carried, _window))
 def undo(
-    journal: Records, first: int, last: int, skip: U1, state: Records, sums: Records, window: Records
+    journal: Records,
+    first: int,
+    last: int,
+    skip: U1,
+    state: Records,
+    sums: Records,
+    carried: Records,
+    window: Records,
 ) -> None:
     """Undo the samples first ... last-1 of the batch that filled ``journal``, newest first.
 
     Samples with ``skip[i]`` 1 stay. Of each slot either the newest samples are undone or none: one that
-    stays after one that is undone would leave a chart that never was. Afterwards state, sums and window
-    are, bit by bit, what they were before the undone samples.
+    stays after one that is undone would leave a chart that never was. Afterwards state, sums, carried and
+    window are, bit by bit, what they were before the undone samples.
     """
     width = window.shape[1]
     for i in range(last - 1, first - 1, -1):
@@ -253,6 +308,8 @@ def undo(
         holds = signed(past["holds"])
         if holds & HOLDS_SUMS:
             sums[s] = past["sums"]
+        if holds & HOLDS_CARRIED:
+            carried[s] = past["carried"]
         if holds & HOLDS_ENTRY:
             window[s, signed(past["position"])] = past["entry"]
         if holds & FROZE:  # in phase I every remembered sample was usable
@@ -264,7 +321,7 @@ def undo(
                 window[s, position]["usable"] = 1
 
 
-@kernel(_void(_u1, _i4, _f8, _f8, _u4, _u2, _u1, _f8, _u4, _u4, _state, _sums, _window))
+@kernel(_void(_u1, _i4, _f8, _f8, _u4, _u2, _u1, _f8, _u4, _u4, _details, _state, _sums, _carried, _window))
 def restore(
     ops: U1,
     slots: I4,
@@ -276,26 +333,30 @@ def restore(
     centres: F8,
     bases: U4,
     stages: U4,
+    details: Records,
     state: Records,
     sums: Records,
+    carried: Records,
     window: Records,
 ) -> None:
     """Put samples back that were judged before, oldest first, without judging them anew.
 
     The columns are what ``judge`` was given and gave for each (``bases``: of the spec it was judged
-    with). Given all samples and resets of a chart's reports with ordinal > T - depth, T being its
-    chamber's last report, into an empty slot, the chart's next verdicts are, bit by bit, those of a
-    chart that never left memory. More of them do no harm. Resets between two samples may be missing.
+    with); ``details`` has no record where no sample has parts. Given all samples and resets of a chart's
+    reports with ordinal > T - depth, T being its chamber's last report, into an empty slot, the chart's next
+    verdicts are, bit by bit, those of a chart that never left memory. More of them do no harm. Resets
+    between two samples may be missing.
 
     A frozen centre comes from the verdicts of phase II. Which of phase I's samples were left out is not
     put back, and is not needed: nothing reads the marks once the centre is fixed.
     """
-    n = ops.shape[0]
+    n, width = ops.shape[0], window.shape[1]
     for i in range(n):
         _hint(i, n, slots, state, window)
         s = signed(slots[i])
         slot = state[s]
         total = sums[s]
+        row = row_of(window, s)
         if ops[i] == RESET:
             forget(slot)
             continue
@@ -305,10 +366,29 @@ def restore(
             slot["basis"] = bases[i]
             slot["stage"] = stages[i]
             clear_sums(total)
+        parts = signed(details[i]["parts"]) if details.shape[0] > 0 else 0
+        sigma_z = 1.0
+        mark = alarmed = quiet = 0
+        if parts & (PART_SIGMA_Z | PART_ALARM | TRACKED):
+            detail = details[i]
+            carried[s] = detail["carried"]
+            if parts & PART_MARK:
+                mark = signed(detail["mark"])
+            elif parts & PART_SIGMA_Z:
+                sigma_z = float(detail["carried"]["sigma_z"])
+            if parts & PART_ALARM and detail["event"] != END:
+                alarmed = 1
+                quiet = signed(detail["quiet"])
+        slot["tracks"] = parts & TRACKED
+        slot["mark"] = mark
+        slot["alarmed"] = alarmed
+        slot["quiet"] = quiet
         fixed = kind == GIVEN or (kind == FROZEN and phases[i] == PHASE_TWO)
         if fixed:
             if kind == FROZEN and slot["frozen"] == 0:
-                freeze(slot, window, s, centres[i])
-            next_registers(slot, standardised(counts[i] / units[i], units[i], centres[i]))
+                freeze(slot, row, width, centres[i], sigma_z)
+            slot["fixed"] = 1
+            slot["centre"] = centres[i]
+            next_registers(slot, standardised(counts[i], units[i], centres[i], sigma_z))
         usable = 1 if flags[i] & RULE_1 == 0 or (kind == FROZEN and not fixed) else 0
-        push(slot, total, window, s, counts[i], units[i], signed(ordinals[i]), usable, not fixed)
+        push(slot, total, row, width, counts[i], units[i], signed(ordinals[i]), usable, not fixed)

@@ -8,7 +8,8 @@ Sections, each aligned to a cache line, found again by a successor from the head
     chambers  CHAMBER[chambers]   what is stored of each chamber: last published sequence, report number
     keys      KEY[slots]          which chart a slot is
     state     SLOT[slots]         the charts' state, and
-    sums      SUMS[slots]         the exact sums of their baselines (kernels)
+    sums      SUMS[slots]         the exact sums of their baselines (kernels), and
+    carried   CARRIED[slots]      what their verdicts carry, for the samples do not tell it (kernels)
     window    ENTRY[slots, W]     their remembered samples
     flights   a log of the batches in flight: what each batch changed, so that it can be undone
 
@@ -28,11 +29,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.state import ENTRY, JOURNAL, SLOT, SUMS
+from kernels.state import CARRIED, ENTRY, JOURNAL, SLOT, SUMS
 from runtime.names import NAME_BYTES_MAX
 
 MAGIC: Final = 0x7466_6463_6361_6368
-LAYOUT_VERSION: Final = 2
+LAYOUT_VERSION: Final = 3
 _LINE: Final = 64
 _MB: Final = 1_000_000
 
@@ -72,7 +73,8 @@ class Shape:
         cls, cache_bytes: int, *, partitions: int, window: int, flights: int, reports: int, samples: int
     ) -> Shape:
         """The shape whose slots, keys and chamber rows take *cache_bytes*; the flight log comes on top."""
-        a_slot = SLOT.itemsize + SUMS.itemsize + KEY.itemsize + CHAMBER.itemsize + window * ENTRY.itemsize
+        chart = SLOT.itemsize + SUMS.itemsize + CARRIED.itemsize + window * ENTRY.itemsize
+        a_slot = chart + KEY.itemsize + CHAMBER.itemsize
         slots = max(16, cache_bytes // a_slot)
         return cls(partitions, slots, slots, window, flights, reports, samples)
 
@@ -85,6 +87,7 @@ class Shape:
             ("keys", KEY, (self.slots,)),
             ("state", SLOT, (self.slots,)),
             ("sums", SUMS, (self.slots,)),
+            ("carried", CARRIED, (self.slots,)),
             ("window", ENTRY, (self.slots, self.window)),
             ("flights", FLIGHT, (self.flights,)),
             ("flight_reports", FLIGHT_REPORT, (self.flights, self.reports)),
@@ -94,7 +97,8 @@ class Shape:
 
     def header(self) -> list[int]:
         sizes = astuple(self)
-        return [MAGIC, LAYOUT_VERSION, SLOT.itemsize, JOURNAL.itemsize, *sizes]
+        records = (SLOT, SUMS, CARRIED, ENTRY, JOURNAL)
+        return [MAGIC, LAYOUT_VERSION, *(record.itemsize for record in records), *sizes]
 
     @property
     def size_bytes(self) -> int:
@@ -114,6 +118,7 @@ class Arena:
     keys: NDArray[Any]
     state: NDArray[Any]
     sums: NDArray[Any]
+    carried: NDArray[Any]
     window: NDArray[Any]
     flights: NDArray[Any]
     flight_reports: NDArray[Any]

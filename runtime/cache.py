@@ -189,9 +189,12 @@ class Cache:
         return [chamber.slots[name] for name in names]
 
     def resolve_reset(self, chamber: Chamber, names: list[str]) -> ChartList:
-        """The charts in memory that a reset of *names* (none: of all) concerns; others forget nothing."""
-        known = [slot for name, slot in chamber.slots.items() if not names or name in names]
+        """The charts in memory that a reset of *names* (none: of all) concerns, which are then the list's
+        ``names``, while *names* are ``packed``; others forget nothing."""
+        concerned = {name: slot for name, slot in chamber.slots.items() if not names or name in names}
+        known = list(concerned.values())
         found = ChartList(names, array("i", known))
+        found.names = list(concerned)
         found.spec_ids = array("i", bytes(4 * len(known)))  # not read
         found.revision = self.revision
         return found

@@ -24,6 +24,7 @@ from kernels import judge as kernel
 from runtime import arena as arenas
 from runtime.arena import Arena
 from runtime.cache import Chamber
+from runtime.history import Last
 
 
 class FlightState(IntEnum):
@@ -118,30 +119,34 @@ class Settled:
     dropped: int
 
 
-def settle(arena: Arena, stored: Mapping[str, int]) -> Settled:
-    """Makes memory what is stored. *stored*: the last published sequence of each chamber in doubt (0: none).
+def settle(arena: Arena, stored: Mapping[str, Last]) -> Settled:
+    """Makes memory what is stored. *stored*: what was published last of each chamber in doubt.
 
     Reports up to it are kept, later ones undone. A chamber whose stored sequence is neither the confirmed
-    one nor that of a report in flight is dropped (another must have published), and so is one whose slot
-    was being written; they are read from the history when they are needed.
+    one nor that of a report in flight is dropped (another must have published). So is one of which another
+    owner's verdict of a report in flight is stored, by its epoch (it may have judged by other specs), and one
+    whose slot was being written; they are read from the history when they are needed.
     """
     regions = np.flatnonzero(arena.flights["state"])
     regions = regions[np.argsort(arena.flights["number"][regions])]
     have = np.zeros(len(arena.chambers), dtype=np.uint64)
+    last: dict[int, Last] = {}
     ends: dict[int, list[tuple[int, int]]] = {}  # row -> (sequence, ordinal), confirmed and after each report
     for region in regions.tolist():
         for seq, row, ordinal, _ in arena.flight_reports[region, : arena.flights["reports"][region]].tolist():
             if row not in ends:
                 found = arena.chambers[row]
                 ends[row] = [(int(found["seq"]), int(found["ordinal"]))]
-                have[row] = stored[found["name"].decode()]
+                last[row] = stored[found["name"].decode()]
+                have[row] = last[row].seq
             ends[row].append((seq, ordinal))
     dropped = _torn(arena, regions)
     for region in regions[::-1].tolist():
         _undo(arena, region, have)
     for row, after in ends.items():
         at = [end for end in after if end[0] == int(have[row])]
-        if at:
+        epoch = int(arena.epochs[arena.chambers["partition"][row]])
+        if at and (at[-1] == after[0] or last[row].epoch == epoch):
             arena.chambers["seq"][row], arena.chambers["ordinal"][row] = at[-1]
         else:
             dropped.add(row)
@@ -177,4 +182,5 @@ def _undo(arena: Arena, region: int, have: NDArray[np.uint64]) -> None:
     reports = arena.flight_reports[region, : arena.flights["reports"][region]]
     keep = (reports["seq"] <= have[reports["chamber"]]).astype(np.uint8)
     skip = np.repeat(keep, reports["samples"])[:entries].copy()
-    kernel.undo(arena.journal[region], 0, entries, skip, arena.state, arena.sums, arena.window)
+    memory = (arena.state, arena.sums, arena.carried, arena.window)
+    kernel.undo(arena.journal[region], 0, entries, skip, *memory)

@@ -14,9 +14,9 @@ A report of which only some charts are bad is judged for the good ones *and* goe
 from __future__ import annotations
 
 import json
-from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -25,18 +25,22 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from kernels import judge as kernel
-from kernels.state import RESET, SAMPLE, SPEC, spec_row
+from kernels.state import DESIGN_MEANS, PART_FROZE, SPEC, spec_row
 from runtime import wire
+from runtime.alarms import AlarmRules, alarm_of
 from runtime.cache import Cache, CacheFull, Chamber, ChartList
 from runtime.examine import Examined, Limits, examine, header_problem
 from runtime.flight import Flight, FlightLog
 from runtime.frames import Message
 from runtime.names import Names, name_problem
+from runtime.outputs import Outputs, left_out
+from runtime.specs import Specs, designs_of
 from runtime.specs import compile as compile_specs
-from runtime.wire import Incoming, OutgoingVerdict, Problem, Reason
+from runtime.wire import DetailedVerdict, Incoming, OutgoingVerdict, Problem, Reason
+from runtime.work import Report, Work
 
 BATCH_SAMPLES_MAX: Final = 16_384
-"""Samples of one kernel call: four of the largest reports; its undo journal is 2 MB."""
+"""Samples of one kernel call: four of the largest reports; its undo journal is 3 MB."""
 REASONS_BYTES_MAX: Final = 4_096
 """Of the reasons that one rejected report carries in its headers."""
 
@@ -54,17 +58,6 @@ class Sample(Struct, frozen=True, gc=False):
     def key(self) -> tuple[int, int]:
         """Sequences are numbered by stream, so only together with the partition are they one of a kind."""
         return self.partition, self.seq
-
-
-class _Report(Struct, gc=False):
-    """A decoded report on its way through the batch; its samples are ``[first, first + len(charts))``."""
-
-    sample: Sample
-    chamber: Chamber
-    charts: ChartList
-    at_ns: int
-    run: str
-    reset: str | None
 
 
 class Rejection(NamedTuple):
@@ -89,6 +82,8 @@ class Batch:
     missing: list[Sample] = field(default_factory=list)
     left: list[Sample] = field(default_factory=list)
     reasons: list[Reason] = field(default_factory=list)
+    told: list[tuple[str, str]] = field(default_factory=list)
+    """(event, severity) of each chart in the alarms."""
     samples: int = 0
     resets: int = 0
 
@@ -102,8 +97,13 @@ class Judge:
         self.positions: dict[int, int] = {}
         self._revision = -1
         self._spec_rows: NDArray[Any] = np.empty(0, dtype=SPEC)
+        self._designs: NDArray[np.float64] = np.empty((0, 3, len(DESIGN_MEANS)))
         self._basis: NDArray[np.uint32] = np.empty(0, dtype=np.uint32)
-        self._out = _Outputs(min(BATCH_SAMPLES_MAX, cache.arena.shape.samples))
+        self._rules = AlarmRules(cache.specs)
+        slots = cache.arena.journal["slot"]
+        self._was_open, self._newest = slots["alarmed"], slots["newest"]
+        """(flights, samples), of each sample's chart before it."""
+        self._out = Outputs(min(BATCH_SAMPLES_MAX, cache.arena.shape.samples))
         partitions = range(cache.names.partitions)
         self._id_prefixes = [message_id_prefix(cache.names, partition) for partition in partitions]
 
@@ -111,10 +111,8 @@ class Judge:
         """Judges as many of *samples*, in order, as fit; changes the cache. See the module for the rest."""
         if self._revision != self.cache.revision:
             self._revision = self.cache.revision
-            rows = [spec_row(**row) for row in compile_specs(self.cache.specs)]
-            self._spec_rows = np.array(rows, dtype=SPEC)
-            self._basis = self._spec_rows["basis"].copy()
-        batch, work = Batch(), _Work()
+            self._use(self.cache.specs)
+        batch, work = Batch(), Work()
         examined: dict[tuple[int, int], Examined] = {}
         self._decode(samples, batch, work, examined)
         suspects = work.suspects()
@@ -122,7 +120,7 @@ class Judge:
             for report in suspects:
                 examined[report.sample.key] = examine(report.sample, self.limits)
             work.unpin()
-            batch, work = Batch(), _Work()
+            batch, work = Batch(), Work()
             self._decode(samples, batch, work, examined)
             assert not work.suspects(), "what was examined is good"
         if work.reports:
@@ -130,8 +128,16 @@ class Judge:
         work.unpin()
         return batch
 
+    def _use(self, specs: Specs) -> None:
+        rows = [spec_row(**row) for row in compile_specs(specs)]
+        self._spec_rows = np.array(rows, dtype=SPEC)
+        self._basis = self._spec_rows["basis"].copy()
+        self._designs = np.array(designs_of(specs), dtype=np.float64).reshape(-1, 3, len(DESIGN_MEANS))
+        self._rules = AlarmRules(specs)
+        self._spec_rows["end_after"][~self._rules.episodic] = 1  # what an earlier revision left open
+
     def _decode(
-        self, samples: Sequence[Sample], batch: Batch, work: _Work, examined: dict[tuple[int, int], Examined]
+        self, samples: Sequence[Sample], batch: Batch, work: Work, examined: dict[tuple[int, int], Examined]
     ) -> None:
         get, room = self.cache.chambers.get, self._out.size
         missing: set[str] = set()
@@ -167,7 +173,7 @@ class Judge:
         sample: Sample,
         chamber: Chamber,
         batch: Batch,
-        work: _Work,
+        work: Work,
         examined: dict[tuple[int, int], Examined],
         room: int,
     ) -> bool:
@@ -202,7 +208,7 @@ class Judge:
         return (incoming, charts) if charts is not None and len(charts.slots) == length else None
 
     def _take_examined(
-        self, sample: Sample, chamber: Chamber, known: Examined, batch: Batch, work: _Work, room: int
+        self, sample: Sample, chamber: Chamber, known: Examined, batch: Batch, work: Work, room: int
     ) -> bool:
         if len(work.counts) + len(known.names or chamber.slots) > room:
             return False
@@ -229,13 +235,12 @@ class Judge:
         batch.rejections.append(rejection(sample, problems, self.cache.names))
         batch.reasons.extend(problem.reason for problem in problems)
 
-    def _run(self, batch: Batch, work: _Work) -> None:
+    def _run(self, batch: Batch, work: Work) -> None:
         n, reports = len(work.counts), work.reports
         slots = np.frombuffer(work.slots, dtype=np.int32) if n else np.empty(0, dtype=np.int32)
         spec_ids = np.frombuffer(work.spec_ids, dtype=np.int32) if n else slots
         counts, units, ops = work.columns()
         landing, ordinals = [], []
-        lengths = [len(report.charts.slots) for report in reports]
         for report in reports:
             chamber = report.chamber
             chamber.seq = report.sample.seq
@@ -244,28 +249,76 @@ class Judge:
             landing.append((chamber, chamber.seq, chamber.ordinal))
             batch.judged.append(report.sample)
             batch.resets += report.reset is not None
-        flight = batch.flight = self.flights.begin(landing, lengths, slots)
-        arena, out = self.cache.arena, self._out
+        flight = batch.flight = self.flights.begin(landing, work.lengths, slots)
+        arena = self.cache.arena
+        of_samples = np.repeat(np.array(ordinals, dtype=np.uint32), work.lengths)
         kernel.judge(
             ops,
             slots,
             spec_ids,
             counts,
             units,
-            np.repeat(np.array(ordinals, dtype=np.uint32), lengths),
+            of_samples,
             self._spec_rows,
+            self._designs,
             self.cache.depth,
             arena.state,
             arena.sums,
+            arena.carried,
             arena.window,
             arena.journal[flight.region],
-            *out.upto(n),
+            *self._out.upto(n),
         )
+        signals = self._alert(work, flight, ops, slots, spec_ids, of_samples)
         self.flights.judged(flight)
         batch.samples = int(n - ops.sum())
-        self._encode(batch, work, ordinals, self._basis[spec_ids].tolist())
+        self._encode(batch, work, ordinals, self._basis[spec_ids].tolist(), signals)
 
-    def _encode(self, batch: Batch, work: _Work, ordinals: list[int], basis: list[int]) -> None:
+    def _alert(
+        self,
+        work: Work,
+        flight: Flight,
+        ops: NDArray[np.uint8],
+        slots: NDArray[np.int32],
+        spec_ids: NDArray[np.int32],
+        ordinals: NDArray[np.uint32],
+    ) -> NDArray[np.uint16] | None:
+        """Carries the episodes of the batch on; the flags that signal, None where there is none and no open
+        alarm either."""
+        n, out, arena, rules = len(ops), self._out, self.cache.arena, self._rules
+        flags, was_open = out.flags[:n], self._was_open[flight.region, :n]
+        any_open = bool(was_open.any())
+        if not any_open and not flags.any():
+            return None
+        if any_open:
+            # What is older than the history is forgotten there too: such an alarm ends without a word.
+            oldest = ordinals.astype(np.int64) - self.cache.depth
+            was_open[self._newest[flight.region, :n] < oldest] = 0
+        signals = rules.signals(flags, spec_ids, work.lengths, out.parts[:n], out.details[:n])
+        kernel.alert(
+            ops,
+            ((signals != 0) & rules.episodic[spec_ids]).astype(np.uint8),
+            slots,
+            spec_ids,
+            ordinals,
+            np.repeat(np.array([report.at_ns for report in work.reports], dtype=np.int64), work.lengths),
+            self._spec_rows,
+            arena.state,
+            arena.carried,
+            arena.journal[flight.region],
+            out.parts[:n],
+            out.details[:n],
+        )
+        return signals
+
+    def _encode(
+        self,
+        batch: Batch,
+        work: Work,
+        ordinals: list[int],
+        basis: list[int],
+        signals: NDArray[np.uint16] | None,
+    ) -> None:
         encode, ids = wire.msgpack_encoder.encode, self._id_prefixes
         revision, defender, epochs, positions = self._revision, self.defender, self.epochs, self.positions
         *judged, stage = self._out.lists(len(work.counts))
@@ -277,9 +330,12 @@ class Judge:
             stage,
         )
         by_report = zip(*(work.by_report(column) for column in columns), strict=True)
-        for report, ordinal, samples in zip(work.reports, ordinals, by_report, strict=True):
+        details = self._details(batch, work, ordinals, signals)
+        for at, (report, ordinal, samples) in enumerate(zip(work.reports, ordinals, by_report, strict=True)):
             sample, partition = report.sample, report.sample.partition
-            verdict = OutgoingVerdict(
+            more = details.get(at) if details else None
+            kind = OutgoingVerdict if more is None else DetailedVerdict
+            verdict = kind(
                 sample.chamber,
                 sample.seq,
                 ordinal,
@@ -294,20 +350,62 @@ class Judge:
             )
             if report.reset is not None:
                 verdict.reset = report.reset
+            if more is not None:
+                for name, column in more:
+                    setattr(verdict, name, column)
             message = (report.chamber.subject, f"{ids[partition]}{sample.seq}", encode(verdict))
             batch.verdicts.append(message)
-            work.outgoing.append(verdict)
-        for at in work.reports_of(np.flatnonzero(self._out.flags[: len(work.counts)])):
-            self._alarm(batch, work, at)
+            if isinstance(verdict, DetailedVerdict) and (verdict.event or verdict.severity):
+                self._alarm(batch, report, verdict)
 
-    def _alarm(self, batch: Batch, work: _Work, at: int) -> None:
-        report, outgoing = work.reports[at], work.outgoing[at]
-        fields = {name: getattr(outgoing, name) for name in OutgoingVerdict.__struct_fields__}
-        verdict = wire.Verdict(**fields | {"charts": report.charts.names})
-        payload = wire.encode_alarm(verdict)
-        assert payload is not None, "a chart signals"
-        names = self.cache.names
-        batch.alarms.append((names.alarm(verdict.chamber), message_id(names, report.sample), payload))
+    def _details(
+        self, batch: Batch, work: Work, ordinals: list[int], signals: NDArray[np.uint16] | None
+    ) -> dict[int, list[tuple[str, Any]]]:
+        """(field, column) of the verdicts that have more than the plain columns, by the report's index."""
+        n, out = len(work.counts), self._out
+        parts, flags = out.parts[:n], out.flags[:n]
+        if signals is None and not parts.any():
+            return {}
+        found: dict[int, list[tuple[str, Any]]] = {}
+        columns, ends = out.detailed(n), list(accumulate(work.lengths))
+        told = None if signals is None else signals.tolist()
+        for at in work.reports_of(np.flatnonzero(parts | (flags != 0))):
+            first, last = ends[at] - work.lengths[at], ends[at]
+            union = int(np.bitwise_or.reduce(parts[first:last]))
+            fields: list[tuple[str, Any]] = columns.of_report(first, last, union)
+            if told is not None and flags[first:last].any():
+                pairs = zip(work.spec_ids[first:last], told[first:last], strict=True)
+                fields.append(("severity", [self._rules.severity(*pair) for pair in pairs]))
+            if work.reports[at].reset is not None:
+                fields.append(
+                    ("charts", msgspec.Raw(wire.msgpack_encoder.encode(work.reports[at].charts.names)))
+                )
+            if union & PART_FROZE:
+                fields.append(("excluded", self._left_out(batch, work.reports[at], ordinals[at], first)))
+            found[at] = fields
+        return found
+
+    def _left_out(self, batch: Batch, report: Report, ordinal: int, first: int) -> dict[str, list[int]]:
+        """By chart, the ordinals that it left out of its baseline with this report."""
+        assert batch.flight is not None
+        arena, journal = self.cache.arena, self.cache.arena.journal[batch.flight.region]
+        found = {}
+        for i, (name, slot) in enumerate(zip(report.charts.names, report.charts.slots, strict=True)):
+            if self._out.parts[first + i] & PART_FROZE:
+                past = journal[first + i]
+                ordinals = left_out(arena.state[slot], arena.window[slot], past, ordinal, self.cache.depth)
+                if ordinals:
+                    found[name] = ordinals
+        return found
+
+    def _alarm(self, batch: Batch, report: Report, outgoing: DetailedVerdict) -> None:
+        fields = {name: getattr(outgoing, name) for name in DetailedVerdict.__struct_fields__}
+        alarm = alarm_of(wire.Verdict(**fields | {"charts": report.charts.names}))
+        if alarm is not None:
+            names = self.cache.names
+            payload = wire.json_encoder.encode(alarm)
+            batch.alarms.append((names.alarm(alarm.chamber), message_id(names, report.sample), payload))
+            batch.told.extend((chart.event, chart.severity) for chart in alarm.charts)
 
 
 def message_id(names: Names, sample: Sample) -> str:
@@ -340,126 +438,3 @@ def rejection(sample: Sample, problems: list[Problem], names: Names) -> Rejectio
     }
     headers = "".join(f"{name}: {value}\r\n" for name, value in lines.items()).encode()
     return Rejection(names.reject(sample.chamber if bare is None else "_"), headers, sample.payload)
-
-
-class _Work:
-    """The samples of a batch as columns, in the order of judging."""
-
-    def __init__(self) -> None:
-        self.reports: list[_Report] = []
-        self.outgoing: list[OutgoingVerdict] = []
-        self.slots: array[int] = array("i")
-        self.spec_ids: array[int] = array("i")
-        self.counts: array[float] = array("d")
-        self.units: array[float] = array("d")
-        self._resets: list[tuple[int, int]] = []
-        self.chambers: list[Chamber] = []
-        """The chambers of the batch, each once, and pinned."""
-        self._singles = True
-        """Every report has exactly one sample."""
-
-    def add(self, sample: Sample, chamber: Chamber, charts: ChartList, incoming: Incoming) -> None:
-        self.slots.extend(charts.slots)
-        self.spec_ids.extend(charts.spec_ids)
-        self.counts.fromlist(incoming.counts)
-        self.units.fromlist(incoming.units)
-        at_ns = sample.received_ns if incoming.at is None else wire.time_ns(incoming.at, 0)
-        self.reports.append(_Report(sample, chamber, charts, at_ns, incoming.run, None))
-        if len(charts.slots) != 1:
-            self._singles = False
-
-    def add_examined(self, sample: Sample, chamber: Chamber, charts: ChartList, known: Examined) -> None:
-        first, n = len(self.counts), len(charts.slots)
-        self.slots.extend(charts.slots)
-        self.spec_ids.extend(charts.spec_ids)
-        if known.reset is None:
-            self.counts.fromlist(known.counts)
-            self.units.fromlist(known.units)
-        else:
-            self.counts.fromlist([0.0] * n)
-            self.units.fromlist([1.0] * n)
-            self._resets.append((first, first + n))
-        self._singles = self._singles and n == 1
-        self.reports.append(_Report(sample, chamber, charts, known.at_ns, known.run, known.reset))
-
-    def unpin(self) -> None:
-        for chamber in self.chambers:
-            chamber.pins -= 1
-        self.chambers.clear()
-
-    def columns(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.uint8]]:
-        """(counts, units, ops) of every sample."""
-        n = len(self.counts)
-        ops = np.full(n, SAMPLE, dtype=np.uint8)
-        for first, last in self._resets:
-            ops[first:last] = RESET
-        if not n:
-            return np.empty(0), np.empty(0), ops
-        return np.frombuffer(self.counts), np.frombuffer(self.units), ops
-
-    def suspects(self) -> list[_Report]:
-        """Reports with a sample that no chart can judge, found in one pass over the columns."""
-        if not self.counts:
-            return []
-        counts, units, _ = self.columns()
-        good = (counts >= 0.0) & (counts <= wire.COUNT_MAX) & (counts == np.floor(counts))
-        good &= (units >= wire.UNITS_MIN) & (units <= wire.UNITS_MAX)
-        if good.all():
-            return []
-        return [self.reports[i] for i in self.reports_of(np.flatnonzero(~good))]
-
-    def reports_of(self, samples: NDArray[np.int64]) -> list[int]:
-        """The indices of the reports that these samples (by index) belong to."""
-        if not len(samples):
-            return []
-        ends = np.cumsum([len(report.charts.slots) for report in self.reports])
-        found: list[int] = np.unique(np.searchsorted(ends, samples, side="right")).tolist()
-        return found
-
-    def by_report(self, column: list[Any]) -> Iterable[Sequence[Any]]:
-        """A column over all samples, cut into the reports' parts; a reset has none."""
-        if len(column) == len(self.reports) and not self._resets and self._singles:
-            return zip(column, strict=True)  # tuples of one, at a fifth of the time that slices take
-        parts: list[list[Any]] = []
-        first = 0
-        for report in self.reports:
-            last = first + len(report.charts.slots)
-            parts.append(column[first:last] if report.reset is None else [])
-            first = last
-        return parts
-
-    def counts_as_integers(self) -> list[int]:
-        counts: list[int] = self.columns()[0].astype(np.int64).tolist()
-        return counts
-
-
-class _Columns(NamedTuple):
-    u: list[float]
-    centre: list[Any]
-    lcl: list[Any]
-    ucl: list[Any]
-    flags: list[int]
-    phase: list[int]
-    stage: list[int]
-
-
-class _Outputs:
-    """The kernel's output columns, allocated once."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.u, self.centre, self.lcl, self.ucl = (np.zeros(size) for _ in range(4))
-        self.flags = np.zeros(size, dtype=np.uint16)
-        self.phase = np.zeros(size, dtype=np.uint8)
-        self.stage = np.zeros(size, dtype=np.uint32)
-
-    def upto(self, n: int) -> tuple[NDArray[Any], ...]:
-        columns = (self.u, self.centre, self.lcl, self.ucl, self.flags, self.phase, self.stage)
-        return tuple(column[:n] for column in columns)
-
-    def lists(self, n: int) -> _Columns:
-        """The columns as Python lists; null where a chart has no limits yet (NaN in the arrays)."""
-        columns = _Columns(*(column.tolist() for column in self.upto(n)))
-        for i in np.flatnonzero(self.phase[:n] == 0).tolist():
-            columns.centre[i] = columns.lcl[i] = columns.ucl[i] = None
-        return columns

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from runtime.alarms import encode_alarm
 from runtime.config import Settings
 from runtime.examine import Limits, examine
 from runtime.frames import Message
@@ -16,7 +17,7 @@ from runtime.history import History
 from runtime.jetstream import CallsSeveral, last_messages
 from runtime.judge import Rejection, Sample, message_id_prefix, rejection
 from runtime.names import Names
-from runtime.wire import decode_alarm, encode_alarm
+from runtime.wire import decode_alarm
 
 
 async def overdue_alarms(

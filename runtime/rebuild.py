@@ -10,10 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels import judge as kernel
-from kernels.state import RESET, SAMPLE
+from kernels.state import (
+    DETAIL,
+    PART_ALARM,
+    PART_CUSUM,
+    PART_EWMA,
+    PART_MARK,
+    PART_SIGMA_Z,
+    RESET,
+    SAMPLE,
+)
 from runtime import arena as arenas
 from runtime.cache import Cache, CacheFull, Chamber
-from runtime.wire import StoredVerdict, decode_names
+from runtime.stored import Carried, StoredVerdict
+from runtime.wire import decode_names
 
 
 class Rebuild:
@@ -128,6 +138,8 @@ class _Columns:
         self.ordinals: list[int] = []
         self.lengths: list[int] = []
         self._columns: tuple[array[Any], ...] = tuple(array(kind) for kind in "dddHBII")
+        self._details: list[tuple[int, NDArray[Any]]] = []
+        """(index of their first sample, DETAIL[n]) of the rows that carry more."""
 
     def add(self, cache: Cache, chamber: Chamber, row: StoredVerdict, *, evict: bool) -> None:
         if row.reset is None:
@@ -142,6 +154,8 @@ class _Columns:
         if row.reset is None:
             columns = row.columns
             assert all(len(column) == n for column in columns), f"verdict {row.seq} is ragged"
+            if row.carried is not None:
+                self._details.append((len(self.ops), details_of(row.carried, n)))
             self.ops.extend(array("B", bytes([SAMPLE]) * n))
         else:
             columns = tuple(array(own.typecode, bytes(own.itemsize * n)) for own in self._columns)
@@ -154,6 +168,9 @@ class _Columns:
         if self.slots:
             arena = cache.arena
             counts, units, centres, flags, phases, bases, stages = self._columns
+            details = np.zeros(len(self.ops) if self._details else 0, dtype=DETAIL)
+            for first, some in self._details:
+                details[first : first + len(some)] = some
             kernel.restore(
                 _as(self.ops),
                 _as(self.slots),
@@ -165,11 +182,45 @@ class _Columns:
                 _as(centres),
                 _as(bases),
                 _as(stages),
+                details,
                 arena.state,
                 arena.sums,
+                arena.carried,
                 arena.window,
             )
         self._clear()
+
+
+_CARRIED_FLOATS = {
+    "sigma_z": PART_SIGMA_Z,
+    "cusum_up": PART_CUSUM,
+    "cusum_down": PART_CUSUM,
+    "ewma": PART_EWMA,
+    "ewma_variance": PART_EWMA,
+    "typical_units": 0,
+}
+
+
+def details_of(found: Carried, n: int) -> NDArray[Any]:
+    """DETAIL[n] of what a verdict's charts carry, as the kernel takes it back."""
+    details = np.zeros(n, dtype=DETAIL)
+    carried, parts = details["carried"], details["parts"]
+    for name, part in _CARRIED_FLOATS.items():
+        column = getattr(found, name)
+        if column:
+            values = _as(column)
+            has = ~np.isnan(values)
+            carried[name][has] = values[has]
+            parts[has] |= part
+    for name in ("episode", "alerted", "alerted_at"):
+        if len(getattr(found, name)):
+            carried[name] = _as(getattr(found, name))
+    for name in ("mark", "event", "quiet"):
+        if len(getattr(found, name)):
+            details[name] = _as(getattr(found, name))
+    parts[details["mark"] != 0] |= PART_MARK
+    parts[carried["episode"] != 0] |= PART_ALARM
+    return details
 
 
 def _as(column: array[Any]) -> NDArray[Any]:

@@ -7,14 +7,15 @@ match, since the default is always there. A person writes the document as YAML o
 `decode`), and the key's revision is the *spec revision* that verdicts carry (0: the built-in default, no
 document was ever stored).
 
-This module is pure. `docs/charts.md` explains the fields to people.
+What a spec can ask for is in `runtime.specs_methods`, what is refused in `runtime.specs_problems`, and the
+designs of its CUSUM and EWMA, which the document carries along, in `runtime.specs_designs`. All of it is
+pure. `docs/charts.md` explains the fields to people.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from enum import StrEnum
 from fnmatch import translate
 from functools import cached_property
 from typing import Any, Final, TypedDict
@@ -24,34 +25,66 @@ from msgspec import Struct
 
 from runtime.errors import InputError
 from runtime.names import fnv1a_32
+from runtime.specs_designs import Rows, Shifts, complete, numbered, rows
+from runtime.specs_methods import (
+    ALPHA,
+    BY_QUANTILES,
+    COUNTS,
+    COUNTS_OF_SETS,
+    CUSUM_RULES,
+    EWMA_RULES,
+    KIND_MASK,
+    KINDS,
+    LIMITS,
+    RULES_DEFAULT,
+    RULES_OF_SETS,
+    Alarm,
+    Baseline,
+    Cusum,
+    Design,
+    Ewma,
+    K,
+    Limits,
+    RuleSet,
+    Start,
+)
+from runtime.specs_problems import spec_problems
+
+__all__ = [
+    "BUILT_IN",
+    "KEY",
+    "WINDOW_MAX",
+    "Alarm",
+    "Baseline",
+    "ChartSpec",
+    "Compiled",
+    "Cusum",
+    "Design",
+    "Ewma",
+    "Limits",
+    "RuleSet",
+    "Specs",
+    "SpecsError",
+    "Start",
+    "Step",
+    "basis",
+    "compile",
+    "decode",
+    "designed",
+    "designs_of",
+    "encode",
+    "problems_of",
+]
 
 KEY: Final = "specs"
 """The key of the document in the bucket ``chart-specs``."""
-RULES_KNOWN: Final = (1, 2, 3, 4)
-K_MAX: Final = 10.0
-CENTRE_MAX: Final = 2.0**53
 WINDOW_MAX: Final = 4096
-GLOB_CHARACTERS_MAX: Final = 256
 DOCUMENT_BYTES_MAX: Final = 1_000_000
 """One message of a bucket: a server takes 1 MB (1,048,576 bytes) unless it is told otherwise."""
 MATCH_CACHE_MAX: Final = 65_536
 """Charts whose match is remembered; past it the cache starts anew, so that memory stays bounded (~10 MB)."""
 
 _GLOB_CHARACTERS: Final = frozenset("*?[")
-_NEVER_IN_A_NAME: Final = re.compile(r"[\s.>\x00-\x1f\x7f]")
-
-
-class Baseline(StrEnum):
-    """Where a chart's centre line comes from."""
-
-    FROZEN = "frozen"
-    MOVING = "moving"
-    GIVEN = "given"
-
-
-KINDS: Final = {Baseline.GIVEN: 0, Baseline.FROZEN: 1, Baseline.MOVING: 2}
-"""The numbers of the baselines in the kernels."""
-KIND_MASK: Final = 3
 
 
 class Compiled(TypedDict):
@@ -64,6 +97,21 @@ class Compiled(TypedDict):
     minimum: int
     centre: float
     basis: int
+    limits: Any  # a number of LIMITS
+    alpha: float
+    sigma_z: float
+    sigma_z_floor: float
+    screens: bool
+    predicts: bool
+    tests: bool
+    counts: Any  # kernels.state.RuleCounts in all but name
+    cusum_ratio: float
+    cusum_head_start: float
+    ewma_weight: float
+    design: int
+    again_reports: int
+    again_ns: int
+    end_after: int
 
 
 class SpecsError(InputError):
@@ -79,8 +127,11 @@ class ChartSpec(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=T
 
     ``baseline``: ``frozen`` (the centre line of the first ``phase_one`` usable subgroups, then kept),
     ``moving`` (of the usable subgroups in the window) or ``given`` (``centre``, in nonconformities a unit).
-    ``k`` is the distance of the limits in sigma, ``rules`` the Nelson rules in force, ``minimum`` the usable
-    subgroups that there must be before a chart has limits at all. ``name`` is a label for people.
+    ``minimum`` usable subgroups there must be before a chart has limits at all; with ``start`` ``predict``
+    it has prediction limits until then. ``limits`` says what the limits are: ``k`` sigma of the Poisson
+    distribution, or ``sigma_z`` times that (``laney``), or its quantiles at ``alpha`` a side. ``rules`` are
+    the Nelson rules in force, ``counts`` how many points make their patterns where that is not as usual.
+    ``cusum`` and ``ewma`` look for small lasting shifts. ``name`` is a label for people.
     """
 
     chamber: str = "*"
@@ -88,15 +139,47 @@ class ChartSpec(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=T
     name: str = ""
     baseline: Baseline = Baseline.FROZEN
     centre: float | None = None
-    k: float = 3.0
-    rules: tuple[int, ...] = RULES_KNOWN
     phase_one: int = 25
     minimum: int = 10
+    start: Start = Start.LEARN
+    limits: Limits = Limits.THREE_SIGMA
+    k: float = K
+    alpha: float = ALPHA
+    sigma_z: float | None = None
+    sigma_z_floor: float | None = None
+    screen_ranges: bool = False
+    rules: tuple[int, ...] | RuleSet = RULES_DEFAULT
+    counts: dict[int, int] = {}
+    cusum: Cusum | None = None
+    ewma: Ewma | None = None
+    alarm: Alarm = Alarm()
+
+    @property
+    def nelson_rules(self) -> tuple[int, ...]:
+        """The numbers of the rules that are asked for by ``rules``."""
+        return RULES_OF_SETS[self.rules] if isinstance(self.rules, RuleSet) else self.rules
+
+    @property
+    def rules_in_force(self) -> tuple[int, ...]:
+        """``nelson_rules`` and those that ``cusum`` and ``ewma`` bring along."""
+        cusum = CUSUM_RULES if self.cusum is not None else ()
+        ewma = EWMA_RULES if self.ewma is not None else ()
+        return (*self.nelson_rules, *cusum, *ewma)
 
     @property
     def rules_mask(self) -> int:
-        """Bit r-1 set for rule r."""
-        return sum(1 << (rule - 1) for rule in set(self.rules))
+        """Bit r-1 set for rule r in force."""
+        return sum(1 << (rule - 1) for rule in set(self.rules_in_force))
+
+    @property
+    def rule_counts(self) -> tuple[int, ...]:
+        """How many points make rules 2 to 8, in this order."""
+        of_set = COUNTS_OF_SETS[self.rules] if isinstance(self.rules, RuleSet) else {}
+        return tuple(self.counts.get(rule, of_set.get(rule, COUNTS[rule].usual)) for rule in COUNTS)
+
+    @property
+    def shifts(self) -> Shifts:
+        return Shifts(self.cusum, self.ewma)
 
     @property
     def is_exact(self) -> bool:
@@ -114,10 +197,14 @@ class Step(Struct, frozen=True):
 
 
 class Specs(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, dict=True):
-    """The whole document. `match` gives the index of an entry; the default's index is ``len(charts)``."""
+    """The whole document. `match` gives the index of an entry; the default's index is ``len(charts)``.
+
+    ``designs`` is made by machine (`designed`); people neither write nor see it.
+    """
 
     charts: tuple[ChartSpec, ...] = ()
     default: ChartSpec = ChartSpec()
+    designs: tuple[Design, ...] = ()
 
     def __len__(self) -> int:
         """Number of specs, the default included."""
@@ -192,7 +279,8 @@ class Specs(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True,
 
 
 BUILT_IN: Final = Specs()
-"""What holds while nobody has applied a document: frozen after 25 subgroups, k 3, Nelson rules 1-4."""
+"""What holds while nobody has applied a document: frozen after 25 subgroups, three-sigma limits, Nelson rules
+1-4."""
 
 
 def basis(spec: ChartSpec) -> int:
@@ -201,32 +289,92 @@ def basis(spec: ChartSpec) -> int:
     32 bits, never 0 (0 stands for "no spec yet"); the low two are the kind of the baseline, by which a
     rebuild from the history knows it. The rules in force, the names and the globs are not part
     of it, nor is k of a given centre: with them the limits change, but the baseline is what it was. k of the
-    other two is, because it decides which subgroups are left out of the baseline.
+    other two is, because it decides which subgroups are left out of the baseline; so do the other settings of
+    the limits where a baseline is to be frozen. Those are part of it only where they are not the defaults:
+    a spec that an older version has judged by keeps its fingerprint.
     """
     match spec.baseline:
         case Baseline.GIVEN:
             text = f"given {spec.centre!r}"
         case Baseline.FROZEN:
-            text = f"frozen {spec.phase_one} {spec.k!r}"
+            text = f"frozen {spec.phase_one} {spec.k!r}{_limits_text(spec)}"
         case Baseline.MOVING:
             text = f"moving {spec.k!r}"
     return (fnv1a_32(text) & ~KIND_MASK | KINDS[spec.baseline]) or KIND_MASK + 1
 
 
+def _limits_text(spec: ChartSpec) -> str:
+    """What the fingerprint has of the limits by which a baseline leaves subgroups out."""
+    parts = [spec.limits.value] if spec.limits is not Limits.THREE_SIGMA else []
+    if spec.limits in BY_QUANTILES and spec.alpha != ALPHA:
+        parts.append(f"alpha {spec.alpha!r}")
+    if spec.sigma_z_floor is not None:
+        parts.append(f"floor {spec.sigma_z_floor!r}")
+    if spec.screen_ranges:
+        parts.append("screened")
+    return "".join(f" {part}" for part in parts)
+
+
 def compile(specs: Specs) -> list[Compiled]:
-    """All specs for the kernels, in the order of the document, the default last."""
-    return [
-        Compiled(
-            kind=KINDS[spec.baseline],
-            k=spec.k,
-            rules=spec.rules_mask,
-            phase_one=spec.phase_one,
-            minimum=spec.minimum,
-            centre=0.0 if spec.centre is None else spec.centre,
-            basis=basis(spec),
-        )
-        for spec in (*specs.charts, specs.default)
-    ]
+    """All specs for the kernels, in the order of the document, the default last.
+
+    ``design`` is an index into `designs_of`, -1 without CUSUM and EWMA. Where ``alarm.mode`` is ``every`` the
+    kernel ``alert`` is to be left out, which no field says here.
+    """
+    every = (*specs.charts, specs.default)
+    designs = numbered(spec.shifts for spec in every)
+    return [_compiled(spec, designs.get(spec.shifts, -1)) for spec in every]
+
+
+def _compiled(spec: ChartSpec, design: int) -> Compiled:
+    cusum, alarm = spec.cusum or Cusum(ratio=1.0), spec.alarm
+    return Compiled(
+        kind=KINDS[spec.baseline],
+        k=spec.k,
+        rules=spec.rules_mask,
+        phase_one=spec.phase_one,
+        minimum=spec.minimum,
+        centre=0.0 if spec.centre is None else spec.centre,
+        basis=basis(spec),
+        limits=LIMITS[spec.limits],
+        alpha=spec.alpha,
+        sigma_z=1.0 if spec.sigma_z is None else spec.sigma_z,
+        sigma_z_floor=0.0 if spec.sigma_z_floor is None else spec.sigma_z_floor,
+        screens=spec.screen_ranges,
+        predicts=spec.start is Start.PREDICT,
+        tests=alarm.fdr is not None,
+        counts=spec.rule_counts,
+        cusum_ratio=cusum.ratio,
+        cusum_head_start=cusum.head_start,
+        ewma_weight=0.0 if spec.ewma is None else spec.ewma.weight,
+        design=design,
+        again_reports=alarm.again_after_reports,
+        again_ns=round(alarm.again_after_s * 1e9),
+        end_after=alarm.end_after,
+    )
+
+
+def designs_of(specs: Specs) -> list[Rows]:
+    """The rows of each design, in the order of the indices that `compile` gives.
+
+    Computes what the document lacks (`designed`): half a second each, and NumPy. Raises SpecsError.
+    """
+    designs = designed(specs).designs
+    wanted = numbered(spec.shifts for spec in (*specs.charts, specs.default))
+    return [rows(shifts, designs) for shifts in wanted]
+
+
+def designed(specs: Specs, known: Iterable[Design] = ()) -> Specs:
+    """*specs* with exactly the designs that they take: their own, or of *known*, or computed (with NumPy).
+
+    Raises SpecsError where there is no such design.
+    """
+    wanted = [spec.shifts for spec in (*specs.charts, specs.default)]
+    try:
+        designs = complete(wanted, (*known, *specs.designs))
+    except ValueError as error:
+        raise SpecsError([f"no design for a CUSUM or EWMA of this document: {error}"]) from error
+    return specs if designs == specs.designs else msgspec.structs.replace(specs, designs=designs)
 
 
 def problems_of(specs: Specs, window: int) -> list[str]:
@@ -236,50 +384,6 @@ def problems_of(specs: Specs, window: int) -> list[str]:
         for index in range(len(specs))
         for problem in spec_problems(specs[index], window, is_default=index == len(specs.charts))
     ]
-
-
-def spec_problems(spec: ChartSpec, window: int, *, is_default: bool) -> Iterable[str]:
-    """What is wrong with the values of one entry and their relations; each begins with its field's name."""
-    for field, glob in (("chamber", spec.chamber), ("chart", spec.chart)):
-        if is_default and glob != "*":
-            yield f"{field} {glob!r}: the default is for every chart; move it into an entry of charts"
-        yield from _glob_problems(field, glob)
-    if not 0 < spec.k <= K_MAX:
-        yield f"k {spec.k!r} must be above 0 and at most {K_MAX:g} (3 is usual)"
-    unknown = [rule for rule in spec.rules if rule not in RULES_KNOWN]
-    if unknown:
-        yield f"rules {unknown} are not known; this version has Nelson rules 1, 2, 3 and 4"
-    if spec.baseline is Baseline.GIVEN:
-        if spec.centre is None:
-            yield "baseline given needs a centre (nonconformities a unit)"
-        elif not 0 < spec.centre <= CENTRE_MAX:
-            yield f"centre {spec.centre!r} must be above 0 and finite"
-        return
-    if spec.centre is not None:
-        yield f"centre {spec.centre!r} is only for baseline given, not for {spec.baseline}"
-    if spec.minimum < 1:
-        yield f"minimum {spec.minimum} must be at least 1"
-    if spec.baseline is Baseline.MOVING:
-        if 1 not in spec.rules:
-            yield "baseline moving needs rule 1: what it signals is left out of the baseline"
-        if spec.minimum > window:
-            yield f"minimum {spec.minimum} is above WINDOW {window}: such a chart never has limits"
-        return
-    if spec.phase_one < 2:
-        yield f"phase_one {spec.phase_one} must be at least 2"
-    if spec.phase_one > window:
-        yield f"phase_one {spec.phase_one} is above WINDOW {window}: lower it, or set WINDOW higher"
-    if spec.minimum > spec.phase_one:
-        yield f"minimum {spec.minimum} is above phase_one {spec.phase_one}: lower minimum, or raise phase_one"
-
-
-def _glob_problems(field: str, glob: str) -> Iterable[str]:
-    if not glob:
-        yield f"{field} is empty: write '*' for all"
-    elif len(glob) > GLOB_CHARACTERS_MAX:
-        yield f"{field} is longer than {GLOB_CHARACTERS_MAX} characters"
-    elif _NEVER_IN_A_NAME.search(glob):
-        yield f"{field} {glob!r} can match nothing: no {field} has a space, a dot or a '>' in its name"
 
 
 def encode(specs: Specs) -> bytes:
@@ -306,39 +410,3 @@ def decode(payload: bytes, window: int = WINDOW_MAX) -> Specs:
     if problems:
         raise SpecsError([f"the stored specs: {problem}" for problem in problems])
     return specs
-
-
-def adopt(specs: Specs, frozen: Iterable[tuple[str, str, float]]) -> Specs:
-    """*specs* with the given centre of each (chamber, chart, centre) in *frozen*.
-
-    An entry for exactly this chart is put before the one that matched it so far and takes over its k, rules
-    and name; an entry that was adopted before gets the new centre. All other charts match what they matched.
-    """
-    before: dict[int, list[ChartSpec]] = {}
-    replaced: dict[int, ChartSpec] = {}
-    for chamber, chart, centre in sorted(frozen):
-        index, found = specs.match(chamber, chart)
-        entry = ChartSpec(
-            chamber=escaped(chamber),
-            chart=escaped(chart),
-            name=found.name,
-            baseline=Baseline.GIVEN,
-            centre=centre,
-            k=found.k,
-            rules=found.rules,
-        )
-        if index < len(specs.charts) and (found.chamber, found.chart) == (entry.chamber, entry.chart):
-            replaced[index] = entry
-        else:
-            before.setdefault(index, []).append(entry)
-    entries: list[ChartSpec] = []
-    for index, spec in enumerate(specs.charts):
-        entries += before.get(index, [])
-        entries.append(replaced.get(index, spec))
-    entries += before.get(len(specs.charts), [])
-    return Specs(charts=tuple(entries), default=specs.default)
-
-
-def escaped(name: str) -> str:
-    """A glob that matches exactly *name*."""
-    return re.sub(r"[*?[]", r"[\g<0>]", name)

@@ -10,19 +10,30 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
+from enum import StrEnum
 from typing import Any, Final
 
 import msgspec
+from msgspec import Struct
 
-from runtime.specs import WINDOW_MAX, Baseline, ChartSpec, Specs, SpecsError, spec_problems
+from runtime.specs import WINDOW_MAX, Baseline, ChartSpec, Specs, SpecsError
+from runtime.specs_methods import Alarm, Cusum, Ewma, RuleSet, Severity
+from runtime.specs_problems import spec_problems
 
 _DOCUMENT_FIELDS: Final = ("charts", "default")
-_SPEC_FIELDS: Final = {field.name: field.type for field in msgspec.structs.fields(ChartSpec)}
 _BASELINES: Final = tuple(baseline.value for baseline in Baseline)
+_PARTS: Final[dict[str, type[Struct]]] = {"cusum": Cusum, "ewma": Ewma, "alarm": Alarm}
+"""Fields with fields of their own."""
+_REMEDIES: Final = {
+    "rules": "write a list of numbers, as [1, 2], or the name of a set",
+    "counts": "write how many points make a rule, as {2: 8}",
+    "severity": "write a level for a rule, as {2: info}",
+}
 _ONLY_FOR: Final = {
     "centre": (Baseline.GIVEN,),
     "phase_one": (Baseline.FROZEN,),
     "minimum": (Baseline.FROZEN, Baseline.MOVING),
+    "start": (Baseline.FROZEN, Baseline.MOVING),
 }
 """Fields that mean something for some baselines only; elsewhere they are refused, not ignored."""
 
@@ -38,10 +49,14 @@ def parse(text: str, window: int = WINDOW_MAX) -> Specs:
 
 
 def to_yaml(specs: Specs) -> str:
-    """The document as a person would write it; fields at their default are left out."""
+    """The document as a person would write it; fields at their default are left out, and so are designs."""
     import yaml
 
-    tree = {field: value for field, value in msgspec.to_builtins(specs).items() if value}
+    tree = {
+        field: value
+        for field, value in msgspec.to_builtins(specs).items()
+        if field in _DOCUMENT_FIELDS and value
+    }
     return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)) if tree else "{}\n"
 
 
@@ -59,7 +74,9 @@ class _Reader:
         if not isinstance(tree, dict):
             raise SpecsError(["the document must have the fields charts (a list of entries) and default"])
         for field in tree:
-            if field not in _DOCUMENT_FIELDS:
+            if field == "designs":
+                self._found((field,), "field 'designs' is computed when a document is applied: leave it out")
+            elif field not in _DOCUMENT_FIELDS:
                 self._found((str(field),), f"field {field!r} is unknown{_near(str(field), _DOCUMENT_FIELDS)}")
         entries = tree.get("charts") or []
         if not isinstance(entries, list):
@@ -77,16 +94,15 @@ class _Reader:
             self._found(path, f"{label} is {entry!r}; write fields such as chamber and baseline")
             return ChartSpec()
         already = len(self.problems)
-        for field, value in entry.items():
-            problem = _field_problem(str(field), value, entry.get("baseline", Baseline.FROZEN))
-            if problem:
-                self._found((*path, str(field)), f"{label}: {problem}")
+        entry = {str(field): value for field, value in entry.items()}
+        for place, problem in _field_problems(entry):
+            self._found((*path, *place), f"{label}: {problem}")
         if len(self.problems) > already:
             return ChartSpec()
-        spec: ChartSpec = msgspec.convert(entry, ChartSpec, strict=False)
+        spec: ChartSpec = msgspec.convert(_opened(ChartSpec, entry), ChartSpec, strict=False)
         for problem in spec_problems(spec, self.window, is_default=label == "default"):
             field = problem.split(" ", 1)[0]  # every problem begins with the field that it is about
-            self._found((*path, field), f"{label}: {problem}")
+            self._found((*path, *field.split(".")), f"{label}: {problem}")
         return spec
 
     def _found(self, path: _Path, problem: str) -> None:
@@ -127,23 +143,70 @@ class _Reader:
                 self._walk(child, here)
 
 
-def _field_problem(field: str, value: Any, baseline: Any) -> str | None:
-    """What is wrong with one field by itself: its name, its type, or that its baseline does not use it."""
-    if field not in _SPEC_FIELDS:
-        return f"field {field!r} is unknown{_near(field, _SPEC_FIELDS)}"
-    if field == "baseline" and value not in _BASELINES:
-        return f"baseline {value!r} is none of {', '.join(_BASELINES)}{_near(str(value), _BASELINES)}"
-    if baseline in _BASELINES and baseline not in _ONLY_FOR.get(field, _BASELINES):
-        baselines = " or ".join(_ONLY_FOR[field])
-        return f"{field} is only for baseline {baselines}, not for {baseline}: leave it out"
+def _field_problems(entry: dict[str, Any]) -> Iterable[tuple[_Path, str]]:
+    """(place, problem) of each field that is wrong by itself: its name, its type, or its baseline."""
+    baseline = entry.get("baseline", Baseline.FROZEN)
+    for field, value in entry.items():
+        if baseline in _BASELINES and baseline not in _ONLY_FOR.get(field, _BASELINES):
+            baselines = " or ".join(_ONLY_FOR[field])
+            yield (field,), f"{field} is only for baseline {baselines}, not for {baseline}: leave it out"
+        elif field in _PARTS and isinstance(value, dict):
+            for name, item in value.items():
+                problem = _value_problem(_PARTS[field], str(name), item, prefix=f"{field}.")
+                if problem:
+                    yield (field, str(name)), problem
+        elif field in _PARTS and not _is_none(ChartSpec, field, value):
+            written = "is empty" if value is None else repr(value)
+            yield (field,), f"{field} {written}: write its fields below it, or {{}} for the usual values"
+        elif field not in _PARTS:
+            problem = _value_problem(ChartSpec, field, value)
+            if problem:
+                yield (field,), problem
+
+
+def _value_problem(struct: type[Struct], field: str, value: Any, *, prefix: str = "") -> str | None:
+    """What is wrong with one field of *struct* by its name or its type."""
+    types = {one.name: one.type for one in msgspec.structs.fields(struct)}
+    name = prefix + field
+    if field not in types:
+        return f"field {name!r} is unknown{_near(field, types)}"
+    if _is_none(struct, field, value):
+        return None
+    wanted = types[field]
+    words = _words(field, wanted)
+    for word in value.values() if field == "severity" and isinstance(value, dict) else (value,):
+        if words and isinstance(word, str) and word not in words:
+            return f"{name} {word!r} is none of {', '.join(words)}{_near(word, words)}"
     try:
-        converted = msgspec.convert(value, _SPEC_FIELDS[field], strict=False)
+        converted = msgspec.convert(value, wanted, strict=False)
     except msgspec.ValidationError as error:
-        quotes = "; put it in quotes" if _SPEC_FIELDS[field] is str else ""
-        return f"{field} {value!r}: {error}{quotes}"
+        remedy = "put it in quotes" if wanted is str else _REMEDIES.get(field)
+        return f"{name} {value!r}: {error}{f'; {remedy}' if remedy else ''}"
     if isinstance(converted, float) and not math.isfinite(converted):
-        return f"{field} {value!r} is not a finite number"
+        return f"{name} {value!r} is not a finite number"
     return None
+
+
+def _words(field: str, wanted: Any) -> tuple[str, ...]:
+    """The words that a field can have; none where it is no word."""
+    enum = {"rules": RuleSet, "severity": Severity}.get(field, wanted)
+    return tuple(word.value for word in enum) if isinstance(enum, type) and issubclass(enum, StrEnum) else ()
+
+
+def _is_none(struct: type[Struct], field: str, value: Any) -> bool:
+    """Whether *value* is the word none in a field that can be left open."""
+    return value == "none" and any(
+        one.name == field and one.default is None for one in msgspec.structs.fields(struct)
+    )
+
+
+def _opened(struct: type[Struct], entry: dict[Any, Any]) -> dict[str, Any]:
+    """*entry* without the fields that say none, in its parts too."""
+    return {
+        str(field): _opened(_PARTS[field], value) if field in _PARTS else value
+        for field, value in entry.items()
+        if not _is_none(struct, str(field), value)
+    }
 
 
 def _near(word: str, known: Iterable[str]) -> str:

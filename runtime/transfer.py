@@ -49,7 +49,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from kernels.state import ENTRY, SLOT, SUMS
+from kernels.state import CARRIED, ENTRY, SLOT, SUMS
 from runtime import arena as arenas
 from runtime.cache import Cache
 from runtime.connection import Connection, within
@@ -104,12 +104,13 @@ class Ask(Struct, frozen=True, tag=True):
 
 
 class Page(Struct, frozen=True, tag=True):
-    """Chambers, with the bytes of SLOT[n], SUMS[n] and, slot by slot, of the ENTRYs that they remember at
-    their places in the ring, first place first."""
+    """Chambers, with the bytes of SLOT[n], SUMS[n], CARRIED[n] and, slot by slot, of the ENTRYs that they
+    remember at their places in the ring, first place first."""
 
     chambers: list[Given]
     state: bytes
     sums: bytes
+    carried: bytes
     entries: bytes
     last: str
     """The name behind which the next page begins."""
@@ -131,9 +132,8 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 @cache_once
 def fingerprint(window: int, depth: int) -> int:
     """What must be alike on both sides."""
-    return zlib.crc32(
-        repr((arenas.LAYOUT_VERSION, SLOT.descr, SUMS.descr, ENTRY.descr, window, depth)).encode()
-    )
+    layouts = [record.descr for record in (SLOT, SUMS, CARRIED, ENTRY)]
+    return zlib.crc32(repr((arenas.LAYOUT_VERSION, *layouts, window, depth)).encode())
 
 
 def _raw(records: NDArray[Any]) -> NDArray[Any]:
@@ -200,6 +200,7 @@ def give(cache: Cache, ask: Ask, names: Sequence[str], bytes_max: int) -> Page |
         chambers,
         state.tobytes(),
         _raw(arena.sums)[at].tobytes(),
+        _raw(arena.carried)[at].tobytes(),
         entries.tobytes(),
         last,
         more,
@@ -216,7 +217,7 @@ def names_of(cache: Cache, partition: int) -> list[str]:
 def _size(cache: Cache, name: str, slots: list[int]) -> int:
     """Bytes of a chamber in a page, not less than it takes."""
     samples = int(cache.arena.state["length"].take(slots).sum())
-    charts = SLOT.itemsize + SUMS.itemsize + 66
+    charts = SLOT.itemsize + SUMS.itemsize + CARRIED.itemsize + 66
     return 100 + len(name) + charts * len(slots) + ENTRY.itemsize * samples
 
 
@@ -284,7 +285,7 @@ def take(page: Page, rebuild: Rebuild, cache: Cache, partition: int) -> int:
     """Puts a page's chambers into the cache, as far as there is room; how many. Raises TransferFailed
     before anything of it is put there."""
     arena = cache.arena
-    state, sums, entries = _checked(page, cache.names, partition, arena.shape.window)
+    state, sums, carried, entries = _checked(page, cache.names, partition, arena.shape.window)
     to: list[int] = []
     rows: list[int] = []
     first = adopted = 0
@@ -300,6 +301,7 @@ def take(page: Page, rebuild: Rebuild, cache: Cache, partition: int) -> int:
         kept = np.array(rows, dtype=np.int64)
         _raw(arena.state)[to] = _raw(state)[kept]
         _raw(arena.sums)[to] = _raw(sums)[kept]
+        _raw(arena.carried)[to] = _raw(carried)[kept]
         places = _places(state, arena.shape.window)
         rings = np.zeros(places.shape, dtype=ENTRY)
         _raw(rings)[places] = _raw(entries)
@@ -309,18 +311,20 @@ def take(page: Page, rebuild: Rebuild, cache: Cache, partition: int) -> int:
 
 def _checked(
     page: Page, names: Names, partition: int, window: int
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
     """The page's columns. Raises TransferFailed where they cannot be what they should."""
     try:
         state = np.frombuffer(page.state, dtype=SLOT)
         sums = np.frombuffer(page.sums, dtype=SUMS)
+        carried = np.frombuffer(page.carried, dtype=CARRIED)
         entries = np.frombuffer(page.entries, dtype=ENTRY)
     except ValueError as error:
         raise TransferFailed(f"a page is cut off: {error}") from None
     charts = sum(len(given.charts) for given in page.chambers)
-    if not len(state) == len(sums) == charts or len(entries) != int(state["length"].sum()):
+    if {len(state), len(sums), len(carried)} != {charts} or len(entries) != int(state["length"].sum()):
         raise TransferFailed(
-            f"a page of {charts} charts has {len(state)} slots, {len(sums)} sums and {len(entries)} samples"
+            f"a page of {charts} charts has {len(state)} slots, {len(sums)} sums, {len(carried)} records of "
+            f"what is carried, and {len(entries)} samples"
         )
     if charts and (int(state["length"].max()) > window or int(state["head"].max()) >= window):
         raise TransferFailed(f"a page has more samples of a chart than the window of {window}")
@@ -331,7 +335,7 @@ def _checked(
             raise TransferFailed(f"chamber {given.name!r} has no report")
         if given.charts and names_problems(given.charts):
             raise TransferFailed(f"chamber {given.name!r} has charts that cannot be")
-    return state, sums, entries
+    return state, sums, carried, entries
 
 
 async def fetch(

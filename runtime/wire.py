@@ -13,11 +13,9 @@ does not take the good ones of its report with it.
 from __future__ import annotations
 
 import math
-from array import array
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import lru_cache
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -104,10 +102,14 @@ class Verdict(Struct, frozen=True, omit_defaults=True):
     """What was judged of one report; entry i of each array belongs to ``charts[i]``.
 
     ``centre``, ``lcl`` and ``ucl`` are null while a chart is still learning (phase 0). ``flags`` has bit
-    r-1 set when Nelson rule r signals. ``seq`` is the sample's sequence in its stream, ``ordinal`` the
-    number of the chamber's report, ``position`` the sequence up to which everything of the partition was
-    stored. ``basis`` and ``stage`` are what a rebuild needs besides: the fingerprint of the settings that
-    the stage rests on, and the ordinal at which the stage began.
+    r-1 set when rule r signals: Nelson's 1 to 8, CUSUM 9 and 10, EWMA 11 and 12. ``seq`` is the sample's
+    sequence in its stream, ``ordinal`` the number of the chamber's report, ``position`` the sequence up to
+    which everything of the partition was stored. ``basis`` and ``stage`` are what a rebuild needs besides:
+    the fingerprint of the settings that the stage rests on, and the ordinal at which the stage began.
+
+    The fields after ``v`` are there only when a chart of the report has them: null, 0 or empty where another
+    has none. Of a reset only those of the alarms that it ends are. ``excluded`` has the ordinals that charts
+    left out of their baselines, in the verdict of the first sample after phase I.
     """
 
     chamber: str
@@ -132,10 +134,29 @@ class Verdict(Struct, frozen=True, omit_defaults=True):
     stage: list[int] = []
     reset: str | None = None
     v: int = SCHEMA_VERSION
+    p: list[float | None] = []
+    sigma_z: list[float | None] = []
+    mark: list[int] = []
+    cusum_up: list[float | None] = []
+    cusum_down: list[float | None] = []
+    cusum_limit_up: list[float | None] = []
+    cusum_limit_down: list[float | None] = []
+    ewma: list[float | None] = []
+    ewma_variance: list[float | None] = []
+    ewma_lcl: list[float | None] = []
+    ewma_ucl: list[float | None] = []
+    typical_units: list[float | None] = []
+    event: list[int] = []
+    episode: list[int] = []
+    alerted: list[int] = []
+    alerted_at: list[int] = []
+    quiet: list[int] = []
+    severity: list[str] = []
+    excluded: dict[str, list[int]] = {}
 
 
 class OutgoingVerdict(Struct, omit_defaults=True, gc=False):
-    """`Verdict` as the hot path encodes it: the chart list is MessagePack already. Same fields and order."""
+    """`Verdict` as the hot path encodes it: the chart list is MessagePack already. The fields up to ``v``."""
 
     chamber: str
     seq: int
@@ -161,57 +182,37 @@ class OutgoingVerdict(Struct, omit_defaults=True, gc=False):
     v: int = SCHEMA_VERSION
 
 
-class _RawVerdict(Struct, gc=False):
-    """A verdict whose columns are still MessagePack, but for the counts, which differ from run to run."""
+class DetailedVerdict(OutgoingVerdict, omit_defaults=True, gc=False):
+    """The same with the other fields of `Verdict`, in its order."""
 
-    chamber: str
-    seq: int
-    ordinal: int
-    charts: Raw = Raw(b"\x90")
-    counts: list[float] = []
-    units: Raw = Raw(b"\x90")
-    centre: Raw = Raw(b"\x90")
-    flags: Raw = Raw(b"\x90")
-    phase: Raw = Raw(b"\x90")
-    basis: Raw = Raw(b"\x90")
-    stage: Raw = Raw(b"\x90")
-    reset: str | None = None
-
-
-class StoredVerdict(NamedTuple):
-    """The part of a verdict that a rebuild needs: columns of equal length, entry i of ``charts[i]``.
-
-    *charts* is a MessagePack list of names. *centre* is 0.0 where there was none (phase 0).
-    """
-
-    chamber: str
-    seq: int
-    ordinal: int
-    charts: bytes
-    counts: array[float]
-    """float64"""
-    units: array[float]
-    """float64"""
-    centre: array[float]
-    """float64"""
-    flags: array[int]
-    """uint16"""
-    phase: array[int]
-    """uint8"""
-    basis: array[int]
-    """uint32"""
-    stage: array[int]
-    """uint32"""
-    reset: str | None
-
-    @property
-    def columns(self) -> tuple[array[Any], ...]:
-        """The columns in the order of the fields."""
-        return (self.counts, self.units, self.centre, self.flags, self.phase, self.basis, self.stage)
+    p: list[Any] = []
+    sigma_z: list[Any] = []
+    mark: list[int] = []
+    cusum_up: list[Any] = []
+    cusum_down: list[Any] = []
+    cusum_limit_up: list[Any] = []
+    cusum_limit_down: list[Any] = []
+    ewma: list[Any] = []
+    ewma_variance: list[Any] = []
+    ewma_lcl: list[Any] = []
+    ewma_ucl: list[Any] = []
+    typical_units: list[Any] = []
+    event: list[int] = []
+    episode: list[int] = []
+    alerted: list[int] = []
+    alerted_at: list[int] = []
+    quiet: list[int] = []
+    severity: list[str] = []
+    excluded: dict[str, list[int]] = {}
 
 
 class ChartAlarm(Struct, frozen=True):
-    """One chart of an alarm."""
+    """One chart of an alarm.
+
+    ``event`` says where in its episode the chart is: begin, again or end; empty where every signal is an
+    alarm of its own. ``since`` is the number of the chamber's report with which the episode began. Where
+    phase is 0 centre and limits say nothing; where units are 0 there is no sample: a reset ended the episode.
+    """
 
     chart: str
     count: int
@@ -223,10 +224,14 @@ class ChartAlarm(Struct, frozen=True):
     rules: list[int]
     phase: int
     text: str
+    event: str = ""
+    severity: str = ""
+    since: int = 0
 
 
 class Alarm(Struct, frozen=True):
-    """Only the charts of a report that signal, to be read by a person."""
+    """Only the charts of a report whose alarm begins, goes on or ends, to be read by a person. ``severity``:
+    the highest of its charts': info, warning or critical."""
 
     chamber: str
     run: str
@@ -237,6 +242,7 @@ class Alarm(Struct, frozen=True):
     defender: str
     charts: list[ChartAlarm]
     v: int = SCHEMA_VERSION
+    severity: str = ""
 
 
 MESSAGES: Final[tuple[type[Struct], ...]] = (Report, Verdict, Alarm)
@@ -247,7 +253,6 @@ _msgpack_incoming = msgspec.msgpack.Decoder(Incoming)
 _json_names = msgspec.json.Decoder(list[str])
 _msgpack_names = msgspec.msgpack.Decoder(list[str])
 _verdict = msgspec.msgpack.Decoder(Verdict)
-_raw_verdict = msgspec.msgpack.Decoder(_RawVerdict)
 _alarm = msgspec.json.Decoder(Alarm)
 msgpack_encoder = msgspec.msgpack.Encoder()
 json_encoder = msgspec.json.Encoder()
@@ -277,32 +282,6 @@ def decode_names(raw: bytes, *, json: bool) -> list[str]:
 
 def decode_verdict(payload: bytes) -> Verdict:
     return _verdict.decode(payload)
-
-
-def decode_stored(payload: bytes) -> StoredVerdict:
-    raw = _raw_verdict.decode(payload)
-    return StoredVerdict(
-        raw.chamber,
-        raw.seq,
-        raw.ordinal,
-        bytes(raw.charts),
-        array("d", raw.counts),
-        _column("d", bytes(raw.units)),
-        _column("d", bytes(raw.centre)),
-        _column("H", bytes(raw.flags)),
-        _column("B", bytes(raw.phase)),
-        _column("I", bytes(raw.basis)),
-        _column("I", bytes(raw.stage)),
-        raw.reset,
-    )
-
-
-@lru_cache(maxsize=1024)
-def _column(kind: str, packed: bytes) -> array[Any]:
-    """A MessagePack list as an array; not to be changed. From run to run most columns are the same bytes:
-    a rebuild then looks them up (0.4 µs) and does not decode them (6 µs for 150 charts)."""
-    values: list[Any] = msgspec.msgpack.decode(packed)
-    return array(kind, [0.0 if value is None else value for value in values] if kind == "d" else values)
 
 
 def decode_alarm(payload: bytes) -> Alarm:
@@ -362,61 +341,9 @@ def sample_problem(index: int, chart: str, count: object, units: object) -> Prob
     return None
 
 
-def encode_alarm(verdict: Verdict) -> bytes | None:
-    """The alarm of a verdict as JSON, None when no chart of it signals."""
-    charts = [_chart_alarm(verdict, i) for i, flags in enumerate(verdict.flags) if flags]
-    if not charts:
-        return None
-    alarm = Alarm(
-        chamber=verdict.chamber,
-        run=verdict.run,
-        at=to_datetime(verdict.at),
-        seq=verdict.seq,
-        epoch=verdict.epoch,
-        spec=verdict.spec,
-        defender=verdict.defender,
-        charts=charts,
-    )
-    return json_encoder.encode(alarm)
-
-
-_RULE_TEXTS: Final = {
-    2: "9 points in a row on one side of the centre line",
-    3: "6 points in a row steadily rising or falling",
-    4: "14 points in a row alternating up and down",
-}
-
-
 def rules_of(flags: int) -> list[int]:
     """The numbers of the rules whose bits are set: 0b101 is [1, 3]."""
     return [bit + 1 for bit in range(flags.bit_length()) if flags >> bit & 1]
-
-
-def _chart_alarm(verdict: Verdict, i: int) -> ChartAlarm:
-    centre, lcl, ucl = verdict.centre[i], verdict.lcl[i], verdict.ucl[i]
-    assert centre is not None, "a chart without limits cannot signal"
-    assert lcl is not None
-    assert ucl is not None
-    u, rules, texts = verdict.u[i], rules_of(verdict.flags[i]), []
-    for rule in rules:
-        if rule == 1:
-            side, limit = ("above UCL", ucl) if u > ucl else ("below LCL", lcl)
-            texts.append(f"u {u:.6g} is {side} {limit:.6g}")
-        else:
-            texts.append(_RULE_TEXTS.get(rule, f"rule {rule}"))
-    trial = " (trial limits)" if verdict.phase[i] == 1 else ""
-    return ChartAlarm(
-        chart=verdict.charts[i],
-        count=verdict.counts[i],
-        units=verdict.units[i],
-        u=u,
-        centre=centre,
-        lcl=lcl,
-        ucl=ucl,
-        rules=rules,
-        phase=verdict.phase[i],
-        text=f"{verdict.charts[i]}: {'; '.join(texts)}{trial}",
-    )
 
 
 def json_schema() -> dict[str, Any]:

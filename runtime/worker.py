@@ -132,7 +132,7 @@ class Worker:
         session: Session | None = None
         try:
             doubtful = in_doubt(self._arena)
-            settled = settle(self._arena, await history.last_sequences(doubtful))
+            settled = settle(self._arena, await history.last_stored(doubtful))
             if doubtful:
                 self._log.info("settled", kept=settled.kept, undone=settled.undone, dropped=settled.dropped)
             revision, specs = self._specs

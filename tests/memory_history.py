@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 
 from runtime.bus import Reply
 from runtime.frames import Message
-from runtime.history import Loaded, Rest, Take
+from runtime.history import Last, Loaded, Rest, Take
 from runtime.names import Names
-from runtime.wire import StoredVerdict, Verdict, decode_stored, decode_verdict
+from runtime.stored import StoredVerdict, decode_stored
+from runtime.wire import Verdict, decode_verdict
 from tests.oracle import Stored
 
 
@@ -98,9 +99,9 @@ class MemoryHistory:
         rows = self.verdicts.of_subject(self._names.verdict(partition, chamber))
         return [verdict for verdict in map(decode_verdict, rows) if verdict.seq > seq]
 
-    async def last_sequences(self, chambers: Mapping[str, int]) -> dict[str, int]:
+    async def last_stored(self, chambers: Mapping[str, int]) -> dict[str, Last]:
         last = {}
         for chamber, partition in chambers.items():
             rows = await self.load_chamber(partition, chamber)
-            last[chamber] = rows[-1].seq if rows else 0
+            last[chamber] = Last(rows[-1].seq, rows[-1].epoch) if rows else Last(0, 0)
         return last

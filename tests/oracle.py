@@ -16,16 +16,16 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import msgspec
 
-from runtime.specs import ChartSpec, Specs
+from runtime.specs import ChartSpec, Specs, compile, designs_of
 from runtime.specs import basis as basis_of
-from tests.kernels.oracle import Chart, Spec
+from tests.kernels.oracle import Chart, Counts, Detail, Spec
 
 DAY_NS = 86_400 * 10**9
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -231,21 +231,29 @@ def spec_of(specs: Specs, chamber: str, chart: str) -> ChartSpec:
     return specs.default
 
 
-def _rules(spec: ChartSpec) -> Spec:
-    return Spec(
-        spec.baseline.value,
-        k=spec.k,
-        rules=frozenset(spec.rules),
-        centre=spec.centre or 0.0,
-        phase_one=spec.phase_one,
-        minimum=spec.minimum,
-        basis=basis_of(spec),
-    )
+SEVERITIES = ("", "info", "warning", "critical")
+EVENTS = ("", "begin", "again", "end")
+
+
+def severity_of(spec: ChartSpec, flags: int) -> str:
+    """The highest severity of the rules that signal; empty where none does."""
+    found = [""]
+    for rule in (bit + 1 for bit in range(16) if flags >> bit & 1):
+        found.append(spec.alarm.severity.get(rule) or ("critical" if rule == 1 else "warning"))
+    return max(found, key=SEVERITIES.index)
+
+
+def is_discovery(p: float, rate: float, all_p: Iterable[float]) -> bool:
+    """Whether Benjamini and Hochberg's procedure rejects the hypothesis of *p* among *all_p* at *rate*."""
+    ordered = sorted(all_p)
+    m = len(ordered)
+    fulfilled = [value for k, value in enumerate(ordered, 1) if value <= k / m * rate]
+    return bool(fulfilled) and p <= max(fulfilled)
 
 
 @dataclass
 class Line:
-    """One chart of an expected verdict."""
+    """One chart of an expected verdict; of a reset, of a chart whose alarm it ends."""
 
     count: int
     units: float
@@ -259,6 +267,20 @@ class Line:
     stage: int
 
 
+NOTHING = Detail()
+
+
+@dataclass
+class More:
+    """What only some charts have besides."""
+
+    detail: Detail = NOTHING
+    severity: str = ""
+    excluded: list[int] = field(default_factory=list)
+    told: bool = False
+    """Whether the chart is in the report's alarm."""
+
+
 class Oracle:
     """Judges chambers report by report. *specs* by their revision; *depth* and *window* as configured."""
 
@@ -266,21 +288,32 @@ class Oracle:
         self._window, self._depth, self._specs = window, depth, specs
         self._charts: dict[tuple[str, str], Chart] = {}
         self._ordinals: dict[str, int] = defaultdict(int)
+        self._designs: dict[tuple[int, Any], Any] = {}
 
-    def judge(self, chamber: str, looked: Looked, revision: int) -> tuple[int, dict[str, Line]]:
-        """(ordinal, lines by chart) of one report that is not wholly rejected."""
+    def judge(
+        self, chamber: str, looked: Looked, revision: int
+    ) -> tuple[int, dict[str, Line], dict[str, More]]:
+        """(ordinal, lines by chart, what they have besides) of one report that is not wholly rejected."""
         self._ordinals[chamber] += 1
         ordinal = self._ordinals[chamber]
+        for (owner, _), chart in self._charts.items():
+            if owner == chamber and chart.remembered and chart.remembered[-1].ordinal < ordinal - self._depth:
+                chart.alarm = None  # the history has forgotten it
         if looked.reset is not None:
+            ended = {}
             for (owner, name), chart in self._charts.items():
                 if owner == chamber and (looked.reset_charts is None or name in looked.reset_charts):
                     chart.reset()
-            return ordinal, {}
-        lines = {}
+                    detail = chart.alert(None, False, ordinal, looked.at_ns)
+                    if detail.event:
+                        ended[name] = More(detail, told=True)
+            return ordinal, {}, ended
+        lines, more = {}, {}
         for name, count, units in looked.samples:
             chart = self._charts.setdefault((chamber, name), Chart(self._depth, self._window))
+            before = [one for one in chart.remembered if one.ordinal >= ordinal - self._depth]
             spec = spec_of(self._specs[revision], chamber, name)
-            judged = chart.judge(_rules(spec), count, units, ordinal)
+            judged = chart.judge(self._rules(revision, spec), count, units, ordinal)
             centre, lcl, ucl = (
                 None if math.isnan(value) else value for value in (judged.centre, judged.lcl, judged.ucl)
             )
@@ -288,7 +321,69 @@ class Oracle:
                 int(count), units, judged.u, centre, lcl, ucl, judged.flags, judged.phase,
                 basis_of(spec), judged.stage,
             )  # fmt: skip
-        return ordinal, lines
+            more[name] = More(judged.detail)
+            if judged.detail.froze:
+                more[name].excluded = [one.ordinal for one in before if not one.usable]
+        self._alert(chamber, looked, revision, ordinal, lines, more)
+        return ordinal, lines, more
+
+    def _alert(
+        self,
+        chamber: str,
+        looked: Looked,
+        revision: int,
+        ordinal: int,
+        lines: Mapping[str, Line],
+        more: Mapping[str, More],
+    ) -> None:
+        specs = {name: spec_of(self._specs[revision], chamber, name) for name in lines}
+        tested = {name: one.detail.p for name, one in more.items() if specs[name].alarm.fdr is not None}
+        all_p = [p for p in tested.values() if p is not None]
+        for name, line in lines.items():
+            spec, one, signal = specs[name], more[name], line.flags
+            p, rate = tested.get(name), spec.alarm.fdr
+            if p is not None and rate is not None and not is_discovery(p, rate, all_p):
+                signal &= ~1
+            one.severity = severity_of(spec, signal)
+            every = spec.alarm.mode.value == "every"
+            rules = self._rules(revision, spec)
+            rules = replace(rules, end_after=1) if every else rules
+            chart = self._charts[chamber, name]
+            alarm = chart.alert(rules, bool(signal) and not every, ordinal, looked.at_ns)
+            names = ("event", "quiet", "episode", "alerted", "alerted_at")
+            one.detail = replace(one.detail, **{field: getattr(alarm, field) for field in names})
+            one.told = alarm.event > 0 or (every and signal > 0)
+
+    def _rules(self, revision: int, spec: ChartSpec) -> Spec:
+        """A spec as the charts' own oracle takes it."""
+        if (revision, spec.shifts) not in self._designs:
+            specs = self._specs[revision]
+            number = compile(specs)[[*specs.charts, specs.default].index(spec)]["design"]
+            self._designs[revision, spec.shifts] = designs_of(specs)[number] if number >= 0 else None
+        return Spec(
+            spec.baseline.value,
+            k=spec.k,
+            rules=frozenset(spec.rules_in_force),
+            centre=spec.centre or 0.0,
+            phase_one=spec.phase_one,
+            minimum=spec.minimum,
+            basis=basis_of(spec),
+            limits=spec.limits.value,
+            alpha=spec.alpha,
+            sigma_z=spec.sigma_z or 1.0,
+            sigma_z_floor=spec.sigma_z_floor or 0.0,
+            screens=spec.screen_ranges,
+            predicts=spec.start.value == "predict",
+            tests=spec.alarm.fdr is not None,
+            counts=Counts(*spec.rule_counts),
+            cusum_ratio=spec.cusum.ratio if spec.cusum else 1.0,
+            cusum_head_start=spec.cusum.head_start if spec.cusum else 0.5,
+            ewma_weight=spec.ewma.weight if spec.ewma else 0.0,
+            design=self._designs[revision, spec.shifts],
+            again_reports=spec.alarm.again_after_reports,
+            again_ns=round(spec.alarm.again_after_s * 1e9),
+            end_after=spec.alarm.end_after,
+        )
 
     def compare(self, streams: Streams, bytes_max: int = 262_144) -> list[str]:
         """Every difference between what the streams have and what they should have."""
@@ -310,9 +405,10 @@ class Oracle:
             if verdict["spec"] < newest.get(chamber, 0):
                 problems.append(f"{here}: specs went back from {newest[chamber]} to {verdict['spec']}")
             newest[chamber] = verdict["spec"]
-            ordinal, lines = self.judge(chamber, looked, verdict["spec"])
+            ordinal, lines, more = self.judge(chamber, looked, verdict["spec"])
             problems += [f"{here}: {wrong}" for wrong in differences(verdict, looked, ordinal, lines)]
-            found.expect_alarm(key, here, lines, verdict)
+            problems += [f"{here}: {wrong}" for wrong in differences_besides(verdict, more)]
+            found.expect_alarm(key, here, lines, more, verdict)
         return [*problems, *found.left_over()]
 
 
@@ -342,6 +438,43 @@ def differences(
             value, expected = verdict[names.get(name, name)][index], getattr(line, name)
             if value != expected or (value is None) != (expected is None):
                 wrong.append(f"{chart}: {name} {value!r}, expected {expected!r}")
+    return wrong
+
+
+FLOATS = (
+    "p", "sigma_z", "cusum_up", "cusum_down", "cusum_limit_up", "cusum_limit_down", "ewma", "ewma_variance",
+    "ewma_lcl", "ewma_ucl", "typical_units",
+)  # fmt: skip
+WHOLE = ("mark", "event", "episode", "alerted", "alerted_at", "quiet")
+
+
+def differences_besides(verdict: Mapping[str, Any], more: Mapping[str, More]) -> list[str]:
+    """Where the columns that only some verdicts have are not what they should be: p to 1e-9, the others to
+    the last bit."""
+    wrong = []
+    charts: list[str] = verdict.get("charts", [])
+    ended = {name for name, one in more.items() if one.told}
+    if verdict.get("reset") is not None and not ended <= set(charts):
+        wrong.append(f"a reset of {charts} ends the alarms of {ended}")
+    for index, chart in enumerate(charts):
+        one = more.get(chart, More())
+        expected = {**{name: getattr(one.detail, name) for name in FLOATS}, "severity": one.severity}
+        expected |= {name: getattr(one.detail, name) or 0 for name in WHOLE}
+        if one.detail.event == 3:
+            del expected["quiet"]
+        for name, value in expected.items():
+            column = verdict.get(name)
+            told = column[index] if column else {"severity": ""}.get(name, None if name in FLOATS else 0)
+            is_close = name == "p" and None not in (told, value) and math.isclose(told, value, rel_tol=1e-9)
+            if told != value and not is_close:
+                wrong.append(f"{chart}: {name} {told!r}, expected {value!r}")
+    excluded = {name: one.excluded for name, one in more.items() if one.excluded}
+    if verdict.get("excluded", {}) != excluded:
+        wrong.append(f"excluded {verdict.get('excluded')}, expected {excluded}")
+    present = [name for name in (*FLOATS, *WHOLE, "severity") if name in verdict]
+    wrong += [
+        f"{name} has {len(verdict[name])} entries" for name in present if len(verdict[name]) != len(charts)
+    ]
     return wrong
 
 
@@ -434,19 +567,31 @@ class _Found:
                 self.problems.append(f"{here}: the rejected bytes are not the original ones")
 
     def expect_alarm(
-        self, key: tuple[str, int], here: str, lines: Mapping[str, Line], verdict: Mapping[str, Any]
+        self,
+        key: tuple[str, int],
+        here: str,
+        lines: Mapping[str, Line],
+        more: Mapping[str, More],
+        verdict: Mapping[str, Any],
     ) -> None:
         alarm = self.alarms.pop(key, None)
-        expected = {
-            chart: [bit + 1 for bit in range(16) if line.flags >> bit & 1]
-            for chart, line in lines.items()
-            if line.flags
-        }
-        told = {one["chart"]: one["rules"] for one in alarm["charts"]} if alarm else {}
+        expected = {}
+        for chart, one in more.items():
+            if one.told:
+                flags = lines[chart].flags if chart in lines else 0
+                event = EVENTS[one.detail.event]
+                severity = "info" if event == "end" else one.severity
+                rules = [bit + 1 for bit in range(16) if flags >> bit & 1]
+                expected[chart] = (rules, event, severity, one.detail.episode or 0)
+        fields = ("rules", "event", "severity", "since")
+        told = {one["chart"]: tuple(one[name] for name in fields) for one in alarm["charts"]} if alarm else {}
         if told != expected:
             self.problems.append(f"{here}: alarm of {told}, expected {expected}")
         if alarm and alarm["epoch"] != verdict["epoch"]:
             self.problems.append(f"{here}: alarm of epoch {alarm['epoch']}, verdict {verdict['epoch']}")
+        severities = [severity for _, _, severity, _ in expected.values()]
+        if alarm and alarm["severity"] != max(severities, key=SEVERITIES.index, default=""):
+            self.problems.append(f"{here}: alarm of severity {alarm['severity']}, its charts {severities}")
 
     def left_over(self) -> list[str]:
         """What is of no sample at all."""

@@ -1,4 +1,4 @@
-"""``defender specs``: how charts are judged - apply, show, check, adopt."""
+"""``defender specs``: how charts are judged - apply, show, check, adopt, advise."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ import typer
 from runtime import specs as model
 from runtime import wire
 from runtime.bucket import Bucket, Conflict, Entry
-from runtime.cli import reading, terminal
-from runtime.cli.reading import Start
+from runtime.cli import advise, reading, terminal
 from runtime.config import Settings
 from runtime.connection import Connection
 from runtime.errors import InputError
-from runtime.specs import BUILT_IN, Baseline, Specs
+from runtime.specs import BUILT_IN, Baseline, ChartSpec, Limits, Specs, Start
+from runtime.specs_adopt import Frozen
+from runtime.specs_adopt import adopt as with_given
+from runtime.specs_methods import RuleSet
 from runtime.specs_text import parse, to_yaml
 
 ENTRIES_SHOWN: Final = 20
 """Of a document that is tried out: one with adopted charts has an entry for each of them."""
 
-app = typer.Typer(help="How charts are judged: apply, show, check, adopt.", no_args_is_help=True)
+app = typer.Typer(help="How charts are judged: apply, show, check, adopt, advise.", no_args_is_help=True)
+app.command()(advise.advise)
 
 File = Annotated[str, typer.Argument(help="Specs as YAML or JSON; - reads standard input.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be stored, store nothing.")]
@@ -42,6 +45,7 @@ class ChartSeen(msgspec.Struct, frozen=True):
     phase: int
     centre: float | None
     basis: int
+    sigma_z: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def adopt(
         chosen = [c for c in seen if terminal.fits(c.chamber, chamber) and terminal.fits(c.chart, chart)]
         frozen = frozen_centres(stored, chosen)
         terminal.stderr().print(f"{len(frozen)} of {len(chosen)} charts have a frozen centre line")
-        return model.adopt(stored, frozen)
+        return with_given(stored, frozen)
 
     terminal.run(_store(terminal.settings(), adopted, dry_run))
 
@@ -94,7 +98,8 @@ def show(
         return
     stored = terminal.run(_shown(settings, revision))
     if json:
-        terminal.print_json({"revision": stored.revision, "specs": stored.specs})
+        specs = msgspec.structs.replace(stored.specs, designs=())
+        terminal.print_json({"revision": stored.revision, "specs": specs})
         return
     print(to_yaml(stored.specs), end="")
     origin = (
@@ -122,31 +127,60 @@ def check(
             out.print(f"{'*' if step.matched else ' '} {step.label}: {step.why}")
         out.print(described(specs[specs.match(chamber, chart)[0]]))
         return
+    model.designed(specs)
     out.print(f"the document is sound: {len(specs.charts)} entries and the default")
     seen = terminal.run(_seen_now(settings))
     for line in trial(specs, seen):
         out.print(line)
 
 
-def frozen_centres(specs: Specs, seen: Iterable[ChartSeen]) -> list[tuple[str, str, float]]:
-    """(chamber, chart, centre) of the charts in phase II whose spec, and whose stage, is a frozen one."""
+def frozen_centres(specs: Specs, seen: Iterable[ChartSeen]) -> list[Frozen]:
+    """The baselines of the charts in phase II whose spec, and whose stage, is a frozen one.
+
+    Without those with Laney's limits whose sigma_z no verdict says, or says to be 0.
+    """
     return [
-        (chart.chamber, chart.chart, chart.centre)
+        Frozen(chart.chamber, chart.chart, chart.centre, chart.sigma_z if is_laney else None)
         for chart in seen
         if chart.phase == 2 and chart.centre
         for spec in [specs.match(chart.chamber, chart.chart)[1]]
+        for is_laney in [spec.limits is Limits.LANEY]
         if spec.baseline is Baseline.FROZEN and model.basis(spec) == chart.basis
+        if chart.sigma_z or not is_laney
     ]
 
 
-def described(spec: model.ChartSpec) -> str:
+def described(spec: ChartSpec) -> str:
     """A spec in one line."""
     baseline = {
         Baseline.GIVEN: f"given centre {spec.centre}",
         Baseline.FROZEN: f"frozen after {spec.phase_one} usable subgroups, trial limits from {spec.minimum}",
         Baseline.MOVING: f"moving, limits from {spec.minimum} usable subgroups",
     }[spec.baseline]
-    return f"{baseline}; {spec.k:g} sigma; rules {', '.join(map(str, spec.rules)) or 'none'}"
+    limits = {
+        Limits.THREE_SIGMA: f"{spec.k:g} sigma",
+        Limits.LANEY: f"laney, {spec.k:g} sigma",
+        Limits.EXACT: f"exact, alpha {spec.alpha:g}",
+        Limits.AUTO: f"exact, alpha {spec.alpha:g}, below an expected count of 10, else {spec.k:g} sigma",
+    }[spec.limits]
+    counts = f" with counts {_pairs(spec.counts)}" if spec.counts else ""
+    rules = spec.rules if isinstance(spec.rules, RuleSet) else ", ".join(map(str, spec.rules)) or "none"
+    parts = [baseline, limits, f"rules {rules}{counts}"]
+    if spec.start is Start.PREDICT:
+        parts.insert(1, "prediction limits until then")
+    if spec.cusum is not None:
+        parts.append(f"CUSUM for a ratio of {spec.cusum.ratio:g}, ARL0 {spec.cusum.arl0:g}")
+    if spec.ewma is not None:
+        parts.append(f"EWMA with weight {spec.ewma.weight:g}, ARL0 {spec.ewma.arl0:g}")
+    if not spec.alarm.is_episodic:
+        parts.append("an alarm for each signal")
+    if spec.alarm.fdr is not None:
+        parts.append(f"alarms at a false discovery rate of {spec.alarm.fdr:g}")
+    return "; ".join(parts)
+
+
+def _pairs(counts: dict[int, int]) -> str:
+    return ", ".join(f"{rule}: {points}" for rule, points in sorted(counts.items()))
 
 
 def trial(specs: Specs, seen: list[ChartSeen]) -> list[str]:
@@ -195,7 +229,7 @@ async def _store(settings: Settings, update: Any, dry_run: bool) -> None:
         entry = await bucket.get(model.KEY)
         stored = _decoded(entry)
         seen = await _seen(connection, settings)
-        specs = update(stored.specs, seen)
+        specs = model.designed(update(stored.specs, seen), stored.specs.designs)
         payload = model.encode(specs)
         if specs == stored.specs:
             in_force = f"revision {stored.revision}" if stored.revision else "the built-in default"
@@ -249,7 +283,7 @@ async def _history(settings: Settings) -> list[dict[str, Any]]:
 
 async def _revisions(connection: Connection, settings: Settings) -> list[reading.Record]:
     subject = f"$KV.{settings.nats_kv_chart_specs}.{model.KEY}"
-    rows = [row async for row in reading.read(connection, _stream(settings), subject, Start())]
+    rows = [row async for row in reading.read(connection, _stream(settings), subject, reading.Start())]
     return [row for row in rows if row.payload]  # a deletion has none
 
 
@@ -269,9 +303,12 @@ async def _seen(connection: Connection, settings: Settings) -> list[ChartSeen]:
     seen: list[ChartSeen] = []
     async for record in reading.last_of_each(connection, streams, f"{names.root}.verdict.*.*"):
         verdict = wire.decode_verdict(record.payload)
+        sigma_z = verdict.sigma_z or [None] * len(verdict.charts)
         if verdict.reset is None:
             seen += [
-                ChartSeen(verdict.chamber, chart, verdict.phase[i], verdict.centre[i], verdict.basis[i])
+                ChartSeen(
+                    verdict.chamber, chart, verdict.phase[i], verdict.centre[i], verdict.basis[i], sigma_z[i]
+                )
                 for i, chart in enumerate(verdict.charts)
             ]
     return seen

@@ -2,7 +2,7 @@
 
 The two sides come in any order. A message is *settled* when everything that must come of it has come:
 
-    verdict   a verdict with as many samples; an alarm besides, when the verdict has a signal
+    verdict   a verdict with as many samples; an alarm besides, when the verdict says so (`runtime.alarms`)
     partly    the same, and the original bytes in REJECTED
     rejected  the original bytes in REJECTED, for the reason that it was broken for
     reset     a verdict that says so
@@ -20,6 +20,7 @@ from typing import Final
 
 import numpy as np
 
+from runtime.alarms import charts_told
 from runtime.demo.plan import Stored
 from runtime.fab import Expect
 from runtime.wire import Alarm, Verdict
@@ -38,11 +39,13 @@ class _Account:
     rejections: int = 0
     chamber: str = ""
     samples: int = 0
-    signals: bool = False
+    alarmed: bool = False
     reset: bool = False
     reason: str = ""
     beyond: frozenset[str] = frozenset()
-    """Charts whose alarm names rule 1."""
+    """Charts whose alarm names rule 1, or that are beyond their limits while an earlier alarm stands open."""
+    told: frozenset[str] = frozenset()
+    """Charts whose alarm begins by rule 1."""
     seen_ns: int = 0
 
     def settled(self) -> bool:
@@ -54,7 +57,7 @@ class _Account:
         if sent.expect not in _JUDGED:
             return True
         whole = self.chamber == sent.chamber and self.samples == sent.samples
-        return bool(self.verdicts) and whole and (bool(self.alarms) or not self.signals)
+        return bool(self.verdicts) and whole and (bool(self.alarms) or not self.alarmed)
 
     def strange(self) -> bool:
         """Something came that should not have."""
@@ -64,7 +67,7 @@ class _Account:
         return (
             (bool(self.verdicts) and (expect not in _JUDGED or self.reset != (expect is Expect.RESET)))
             or (bool(self.rejections) and expect not in _REJECTED)
-            or (bool(self.alarms) and not self.signals)
+            or (bool(self.alarms) and not self.alarmed)
         )
 
     @property
@@ -74,7 +77,8 @@ class _Account:
 
 @dataclass
 class Excursions:
-    """Points of each planted excursion, and how many of them an alarm has named."""
+    """Points of each planted excursion, and how many of them were found: beyond the limits, by an alarm that
+    begins with them or stands open."""
 
     points: Counter[int] = field(default_factory=Counter)
     found_points: Counter[int] = field(default_factory=Counter)
@@ -85,7 +89,7 @@ class Excursions:
 
     @property
     def found(self) -> int:
-        """Excursions of which every point so far has its alarm."""
+        """Excursions of which every point so far was found."""
         return sum(self.found_points[number] == points for number, points in self.points.items())
 
 
@@ -112,7 +116,8 @@ class Ledger:
         self.first_sent_ns = min(self.first_sent_ns or message.sent_ns, message.sent_ns)
         for number, _, chart in message.planted:
             self.excursions.points[number] += 1
-            self._found(number, chart in account.beyond)
+            self.excursions.found_points[number] += chart in account.beyond
+            self.planted_alarms += chart in account.told
         if account.verdicts:
             self._time(account)
         self.unsettled += not account.settled()
@@ -127,7 +132,8 @@ class Ledger:
         if account.verdicts == 1:
             account.chamber, account.seen_ns = verdict.chamber, seen_ns
             account.samples = len(verdict.counts)
-            account.signals, account.reset = any(verdict.flags), verdict.reset is not None
+            account.alarmed, account.reset = bool(charts_told(verdict)), verdict.reset is not None
+            self._found(account, _still_beyond(verdict))
             self.samples += account.samples
             self.resets += account.reset
             if account.stored is not None:
@@ -139,10 +145,13 @@ class Ledger:
         self.alarms += 1
         account.alarms += 1
         if account.alarms == 1:
-            account.beyond = frozenset(chart.chart for chart in alarm.charts if 1 in chart.rules)
-            self.chart_alarms += len(alarm.charts)
-            for number, _, chart in account.stored.planted if account.stored else ():
-                self._found(number, chart in account.beyond)
+            beyond = frozenset(chart.chart for chart in alarm.charts if 1 in chart.rules)
+            begun = frozenset(chart.chart for chart in alarm.charts if chart.event in ("", "begin"))
+            self.chart_alarms += len(begun)
+            self._found(account, beyond)
+            account.told = begun & beyond
+            for _, _, chart in account.stored.planted if account.stored else ():
+                self.planted_alarms += chart in account.told
         self._close(account, was)
 
     def rejection(self, seq: int, reason: str) -> None:
@@ -191,7 +200,7 @@ class Ledger:
 
     @property
     def chance_alarms(self) -> int:
-        """Charts that signalled where nothing was planted."""
+        """Alarms of charts that began where nothing was planted."""
         return self.chart_alarms - self.planted_alarms
 
     def is_planted(self, seq: int, chart: str) -> bool:
@@ -227,13 +236,21 @@ class Ledger:
         if account.stored is not None:
             self.unsettled += was - account.settled()
 
-    def _found(self, number: int, found: bool) -> None:
-        self.excursions.found_points[number] += found
-        self.planted_alarms += found
+    def _found(self, account: _Account, charts: frozenset[str]) -> None:
+        account.beyond |= charts
+        for number, _, chart in account.stored.planted if account.stored else ():
+            self.excursions.found_points[number] += chart in charts
 
     def _time(self, account: _Account) -> None:
         assert account.stored is not None
         self._latencies_ms.append((account.seen_ns - account.stored.sent_ns) / 1e6)
+
+
+def _still_beyond(verdict: Verdict) -> frozenset[str]:
+    """Charts beyond their limits of whose alarm, open since an earlier report, this one says nothing."""
+    told = charts_told(verdict)
+    still = (i for i, episode in enumerate(verdict.episode) if episode and i not in told)
+    return frozenset(verdict.charts[i] for i in still if i < len(verdict.flags) and verdict.flags[i] & 1)
 
 
 def _described(seq: int, account: _Account) -> str:

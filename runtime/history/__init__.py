@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from runtime.frames import Message
-from runtime.wire import StoredVerdict, Verdict
+from runtime.stored import StoredVerdict
+from runtime.wire import Verdict
 
 Take = Callable[[list[StoredVerdict]], bool]
 """Takes some rows, of each chamber oldest first; False: no more, the cache is full."""
@@ -23,6 +24,13 @@ class Loaded(NamedTuple):
 
     reports: int
     last: int
+
+
+class Last(NamedTuple):
+    """A chamber's last stored verdict: its sample's sequence, and the epoch of the owner that judged it."""
+
+    seq: int
+    epoch: int
 
 
 class History(Protocol):
@@ -54,5 +62,5 @@ class History(Protocol):
     async def verdicts_after(self, partition: int, chamber: str, seq: int) -> list[Verdict]:
         """A chamber's verdicts of samples after sequence *seq* that the history still has, oldest first."""
 
-    async def last_sequences(self, chambers: Mapping[str, int]) -> dict[str, int]:
-        """The last stored sample sequence of each chamber (name -> partition); 0 for one without."""
+    async def last_stored(self, chambers: Mapping[str, int]) -> dict[str, Last]:
+        """What was stored last of each chamber (name -> partition); zeros for one without."""

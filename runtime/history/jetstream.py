@@ -20,10 +20,11 @@ import msgspec
 
 from runtime.connection import Connection
 from runtime.frames import Message, delivery_of, frame_pub, header, is_unheard, pull_left, status_of
-from runtime.history import Loaded, Rest, Take
+from runtime.history import Last, Loaded, Rest, Take
 from runtime.jetstream import NoAnswer, NotFound, Reply, UnexpectedAnswer, last_messages
 from runtime.names import Names
-from runtime.wire import StoredVerdict, Verdict, decode_stored, decode_verdict
+from runtime.stored import StoredVerdict, decode_stored
+from runtime.wire import Verdict, decode_verdict
 
 PULL_MESSAGES: Final = 512
 PULL_BYTES: Final = 4_000_000
@@ -187,16 +188,16 @@ class JetStreamHistory:
                 return
             start = _sequence(replies[-1]) + 1
 
-    async def last_sequences(self, chambers: Mapping[str, int]) -> dict[str, int]:
+    async def last_stored(self, chambers: Mapping[str, int]) -> dict[str, Last]:
         by_stream: dict[str, list[str]] = {}
         for chamber, partition in chambers.items():
             subjects = by_stream.setdefault(self._names.verdicts_stream(partition), [])
             subjects.append(self._names.verdict(partition, chamber))
-        last = dict.fromkeys(chambers, 0)
+        last = dict.fromkeys(chambers, Last(0, 0))
         for stream, subjects in by_stream.items():
             for message in await self._last_messages(stream, subjects):
                 verdict = decode_stored(message)
-                last[verdict.chamber] = verdict.seq
+                last[verdict.chamber] = Last(verdict.seq, verdict.epoch)
         return last
 
     async def _last_messages(self, stream: str, subjects: list[str]) -> list[bytes]:

@@ -17,7 +17,8 @@ from runtime.history import History, Rest
 from runtime.history.jetstream import JetStreamHistory
 from runtime.names import Names
 from runtime.resources import ensure
-from runtime.wire import StoredVerdict, Verdict
+from runtime.stored import StoredVerdict
+from runtime.wire import Verdict
 from tests.fleets.cluster import nats_cluster
 from tests.memory_history import MemoryHistory
 
@@ -275,9 +276,10 @@ async def test_the_last_sequence_of_each_chamber_is_known_and_0_without_one(open
         await store.publish([verdict(names, name, 7 + n) for n, name in enumerate(many)])
         await store.publish([verdict(names, "C5", 9000)])
         asked = {**many, "nobody": 1}
-        last = await store.history.last_sequences(asked)
-        assert last == {**{f"C{n}": 7 + n for n in range(600)}, "C5": 9000, "nobody": 0}
-        assert await store.history.last_sequences({}) == {}
+        last = await store.history.last_stored(asked)
+        stored = {**{f"C{n}": 7 + n for n in range(600)}, "C5": 9000}
+        assert last == {**{name: (seq, 1) for name, seq in stored.items()}, "nobody": (0, 0)}
+        assert await store.history.last_stored({}) == {}
 
 
 async def test_verdicts_of_samples_come_back_whole_as_far_as_they_are_kept(opened: Opened) -> None:

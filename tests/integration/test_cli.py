@@ -129,7 +129,7 @@ def store_verdicts(cli: Cli, verdicts: list[Verdict]) -> None:
         for one in verdicts:
             subject = names.verdict(names.partition_of(one.chamber), one.chamber)
             await connection.store(subject, wire.msgpack_encoder.encode(one))
-            alarm = wire.encode_alarm(one)
+            alarm = alarms.encode_alarm(one)
             if alarm is not None:
                 await connection.store(names.alarm(one.chamber), alarm)
 

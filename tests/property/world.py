@@ -35,9 +35,9 @@ from runtime.overdue import overdue_alarms, overdue_rejections
 from runtime.readings import Readings
 from runtime.rebuild import Rebuild, restore_chamber
 from runtime.specs import Specs
+from runtime.stored import StoredVerdict
 from runtime.transfer import OVERHEAD_BYTES, Ask, Page, Refused, TransferFailed, fetch, give, names_of
 from runtime.turns import Turns
-from runtime.wire import StoredVerdict
 from tests.load import parsed
 from tests.memory_history import MemoryHistory, MemoryStream
 from tests.oracle import Oracle, Stored, Streams
@@ -216,11 +216,12 @@ class Worker:
                     np.zeros(samples, dtype=np.uint8),
                     arena.state,
                     arena.sums,
+                    arena.carried,
                     arena.window,
                 )
                 slot = int(arena.flight_slots[region, at])
                 noise = np.random.default_rng(self.rng.randrange(2**32))
-                for torn in (arena.state[slot : slot + 1], arena.sums[slot : slot + 1]):
+                for torn in (array[slot : slot + 1] for array in (arena.state, arena.sums, arena.carried)):
                     if self.rng.random() < 0.5:
                         view = torn.view(np.uint8)
                         view[:] = noise.integers(0, 256, len(view), dtype=np.uint8)
@@ -248,7 +249,7 @@ class Worker:
         """What a new session does: settle, find the directory again; partitions are assigned to it anew."""
         outside = self.outside
         self.arena = Arena(self._fd, self.shape)
-        settle(self.arena, now(self.history.last_sequences(in_doubt(self.arena))))
+        settle(self.arena, now(self.history.last_stored(in_doubt(self.arena))))
         specs, revision = outside.specs[outside.revision], outside.revision
         self.cache = Cache(self.arena, self.names, specs, revision, outside.depth)
         self.flights = FlightLog(self.arena)

@@ -15,7 +15,7 @@ from runtime.judge import Judge, Sample
 from runtime.names import Names
 from runtime.rebuild import Rebuild
 from runtime.specs import Specs
-from runtime.wire import StoredVerdict, decode_stored
+from runtime.stored import StoredVerdict, decode_stored
 
 DEPTH = 4
 NAMES = Names(partitions=2)

@@ -92,7 +92,31 @@ def test_what_comes_twice_is_counted_once_for_each_repeat() -> None:
     assert (ledger.lost, ledger.samples) == (0, 2), "a repeat is not judged again"
 
 
-def test_an_excursion_is_found_when_each_of_its_points_has_an_alarm_by_rule_1() -> None:
+def episodes(seq: int, flags: tuple[int, ...], episode: tuple[int, ...], event: tuple[int, ...]) -> Verdict:
+    severity = ["critical" if each & 1 else "" for each in flags]
+    return verdict(seq, flags, episode=list(episode), event=list(event), severity=severity)
+
+
+def test_an_excursion_is_found_when_each_of_its_points_is_beyond_the_limits_and_an_alarm_stands() -> None:
+    """One alarm tells of a whole episode: its later points have none of their own."""
+    ledger = Ledger()
+    for seq, number in ((1, 0), (2, 1), (3, 1), (4, 2), (5, 3)):
+        ledger.stored(stored(seq, **spike(number)))
+    ledger.verdict(episodes(1, (1, 0), (1, 0), (1, 0)), MS)
+    ledger.alarm(alarm(1, particles=[1]))
+    ledger.verdict(episodes(2, (1, 0), (1, 0), (0, 0)), MS)
+    assert (ledger.planted, ledger.planted_found) == (4, 1), "the second one's other point is missing"
+    ledger.verdict(episodes(3, (1, 0), (1, 0), (0, 0)), MS)
+    assert ledger.planted_found == 2
+    ledger.verdict(episodes(4, (2, 1), (1, 4), (0, 1)), MS)
+    ledger.alarm(alarm(4, scratches=[1]))
+    assert ledger.planted_found == 2, "rule 1 of another chart, and another rule, are not it"
+    ledger.verdict(verdict(5, (1, 0), severity=["", ""], p=[0.9, None]), MS)
+    assert ledger.planted_found == 2, "a signal that is no alarm finds nothing"
+    assert (ledger.chance_alarms, ledger.lost) == (1, 0)
+
+
+def test_an_excursion_is_found_where_every_signal_is_an_alarm() -> None:
     ledger = Ledger()
     for seq, number in ((1, 0), (2, 1), (3, 1), (4, 2)):
         ledger.stored(stored(seq, **spike(number)))

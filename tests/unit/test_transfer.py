@@ -19,6 +19,7 @@ from runtime.judge import Judge, Sample
 from runtime.names import Names
 from runtime.rebuild import Rebuild
 from runtime.specs import Baseline, ChartSpec, Specs
+from runtime.stored import decode_stored
 from runtime.transfer import (
     OVERHEAD_BYTES,
     Ask,
@@ -31,7 +32,6 @@ from runtime.transfer import (
     names_of,
     take,
 )
-from runtime.wire import decode_stored
 
 DEPTH, WINDOW, EPOCH = 12, 5, 7
 NAMES = Names(partitions=2)

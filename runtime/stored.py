@@ -1,0 +1,165 @@
+"""What a rebuild reads of a stored verdict: the columns that put its charts back, and nothing else.
+
+Most columns of a chamber's verdicts are the same bytes from run to run, and are looked up instead of decoded.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from msgspec import Raw, Struct
+
+_NONE: Final = Raw(b"\x90")
+
+
+class _RawVerdict(Struct, gc=False):
+    """A verdict whose columns are still MessagePack, but for the counts, which differ from run to run."""
+
+    chamber: str
+    seq: int
+    ordinal: int
+    epoch: int = 0
+    charts: Raw = _NONE
+    counts: list[float] = []
+    units: Raw = _NONE
+    centre: Raw = _NONE
+    flags: Raw = _NONE
+    phase: Raw = _NONE
+    basis: Raw = _NONE
+    stage: Raw = _NONE
+    sigma_z: Raw = _NONE
+    mark: Raw = _NONE
+    cusum_up: Raw = _NONE
+    cusum_down: Raw = _NONE
+    ewma: Raw = _NONE
+    ewma_variance: Raw = _NONE
+    typical_units: Raw = _NONE
+    event: Raw = _NONE
+    episode: Raw = _NONE
+    alerted: Raw = _NONE
+    alerted_at: Raw = _NONE
+    quiet: Raw = _NONE
+    reset: str | None = None
+
+
+class Carried(NamedTuple):
+    """What the verdicts of some charts carry over to their next one: columns of the report's length, or empty
+    where no chart of it has any. A float is NaN, and ``episode`` 0, where a chart has none."""
+
+    sigma_z: array[float]
+    mark: array[int]
+    """uint8"""
+    cusum_up: array[float]
+    cusum_down: array[float]
+    ewma: array[float]
+    ewma_variance: array[float]
+    typical_units: array[float]
+    event: array[int]
+    """uint8"""
+    episode: array[int]
+    """uint32"""
+    alerted: array[int]
+    """uint32"""
+    alerted_at: array[int]
+    """int64"""
+    quiet: array[int]
+    """uint16"""
+
+
+class StoredVerdict(NamedTuple):
+    """The part of a verdict that a rebuild needs: columns of equal length, entry i of ``charts[i]``.
+
+    *charts* is a MessagePack list of names. *centre* is 0.0 where there was none (phase 0).
+    """
+
+    chamber: str
+    seq: int
+    ordinal: int
+    charts: bytes
+    counts: array[float]
+    """float64"""
+    units: array[float]
+    """float64"""
+    centre: array[float]
+    """float64"""
+    flags: array[int]
+    """uint16"""
+    phase: array[int]
+    """uint8"""
+    basis: array[int]
+    """uint32"""
+    stage: array[int]
+    """uint32"""
+    reset: str | None
+    carried: Carried | None = None
+    epoch: int = 0
+
+    @property
+    def columns(self) -> tuple[array[Any], ...]:
+        """The columns in the order of the fields."""
+        return (self.counts, self.units, self.centre, self.flags, self.phase, self.basis, self.stage)
+
+
+_raw_verdict = msgspec.msgpack.Decoder(_RawVerdict)
+
+
+def decode_stored(payload: bytes) -> StoredVerdict:
+    raw = _raw_verdict.decode(payload)
+    return StoredVerdict(
+        raw.chamber,
+        raw.seq,
+        raw.ordinal,
+        bytes(raw.charts),
+        array("d", raw.counts),
+        _column("d", bytes(raw.units)),
+        _column("d", bytes(raw.centre)),
+        _column("H", bytes(raw.flags)),
+        _column("B", bytes(raw.phase)),
+        _column("I", bytes(raw.basis)),
+        _column("I", bytes(raw.stage)),
+        raw.reset,
+        _carried(raw),
+        raw.epoch,
+    )
+
+
+def _carried(raw: _RawVerdict) -> Carried | None:
+    """None where no chart carries anything: each that does has one of these."""
+    carries = (raw.sigma_z, raw.cusum_up, raw.ewma, raw.episode)
+    if raw.reset is not None or all(column is _NONE for column in carries):
+        return None
+    return Carried(
+        _column("d", bytes(raw.sigma_z), math.nan),
+        _column("B", bytes(raw.mark)),
+        _floats(raw.cusum_up),
+        _floats(raw.cusum_down),
+        _floats(raw.ewma),
+        _floats(raw.ewma_variance),
+        _floats(raw.typical_units),
+        _column("B", bytes(raw.event)),
+        _column("I", bytes(raw.episode)),
+        _column("I", bytes(raw.alerted)),
+        _column("q", bytes(raw.alerted_at)),
+        _column("H", bytes(raw.quiet)),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _column(kind: str, packed: bytes, null: float = 0.0) -> array[Any]:
+    """A MessagePack list as an array; not to be changed. From run to run most columns are the same bytes:
+    a rebuild then looks them up (0.4 µs) and does not decode them (6 µs for 150 charts)."""
+    return array(kind, _values(packed, null) if kind == "d" else msgspec.msgpack.decode(packed))
+
+
+def _floats(packed: Raw) -> array[Any]:
+    """A column that differs from run to run: NaN for null."""
+    return array("d", _values(bytes(packed), math.nan))
+
+
+def _values(packed: bytes, null: float) -> list[float]:
+    values: list[float | None] = msgspec.msgpack.decode(packed)
+    return [null if value is None else value for value in values]

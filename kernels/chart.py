@@ -239,6 +239,7 @@ def end_phase_one(slot: Any, total: Any, carried: Any, row: Any, width: int, sin
         carried["sigma_z"] = sigma_z
     else:
         diagnose(slot, carried, row, width, since, centre, typical(slot, total))
+    carried["typical_units"] = typical(slot, total)
     freeze(slot, row, width, centre, sigma_z)
 
 

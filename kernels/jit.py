@@ -49,6 +49,11 @@ compile_result: Any = compiler.CompileResult
 
 DIGEST_BYTES = 32
 
+_options: Any = {"error_model": "numpy", "no_cfunc_wrapper": True}
+"""Nobody calls kernels from C: a wrapper for that would be compiled for each function."""
+_inner: Any = {"no_cpython_wrapper": True}
+"""Nor from Python, what only kernels call."""
+
 signed = cast(Callable[[Any], int], np.int64)
 """To a signed integer, in compiled code as in plain Python: numba makes a float of u8 + i8."""
 
@@ -159,7 +164,7 @@ def scalar(function: Callable[P, R]) -> Callable[P, R]:
 
     It must not take arrays or records: numba counts references to those (see ``device``).
     """
-    return cast(Callable[P, R], numba.njit(error_model="numpy")(function))
+    return cast(Callable[P, R], numba.njit(**_options)(function))
 
 
 def rare(function: Callable[P, R]) -> Callable[P, R]:
@@ -167,7 +172,7 @@ def rare(function: Callable[P, R]) -> Callable[P, R]:
 
     With everything inlined ``judge`` took 35 s to compile.
     """
-    return cast(Callable[P, R], numba.njit(error_model="numpy")(function))
+    return cast(Callable[P, R], numba.njit(**_options, **_inner)(function))
 
 
 def kernel(signature: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -179,7 +184,7 @@ def kernel(signature: Any) -> Callable[[Callable[P, R]], Callable[P, R]]:
             _status[name] = Status(name, "python", 0.0)
             return function
         started = time.perf_counter()
-        dispatcher: Any = numba.njit(error_model="numpy")(function)
+        dispatcher: Any = numba.njit(**_options)(function)
         dispatcher._cache = KernelCache(name)
         dispatcher.compile(signature)
         dispatcher.disable_compile()

@@ -29,6 +29,7 @@ from kernels.state import (
     CARRIED,
     DETAIL,
     DIAGNOSE_EVERY,
+    DOWN_SIGNALLED,
     ENTRY,
     FROZE,
     HOLDS_CARRIED,
@@ -36,6 +37,7 @@ from kernels.state import (
     HOLDS_SUMS,
     JOURNAL,
     KIND_MASK,
+    LOST,
     PART_ALARM,
     PART_CUSUM,
     PART_EWMA,
@@ -45,6 +47,7 @@ from kernels.state import (
     SLOT,
     SPEC,
     SUMS,
+    UP_SIGNALLED,
     Event,
 )
 
@@ -161,7 +164,7 @@ def judge(
 ) -> None:
     """Judge ``n = len(ops)`` samples in order; the other columns have at least n items.
 
-    ``ops``: SAMPLE or RESET (the slot forgets all; of the inputs only ``slots`` is read).
+    ``ops``: SAMPLE or RESET (the slot forgets all; of the inputs only ``slots`` and ``ordinals`` are read).
     ``designs``: (D, 3, len(DESIGN_MEANS)), see ``kernels.design``. ``journal[i]`` holds what undoes sample i;
     a journal of one record serves where nothing is ever undone. Outputs: u = c/n, centre line and limits (NaN
     while there are none, and for a reset), flags (bit r-1: rule r, of the rules in force), phase
@@ -180,7 +183,8 @@ def judge(
         u = centre = lower = upper = math.nan
         flags, phase, stage, parts = 0, LEARNING, 0, 0
         if ops[i] == RESET:
-            past["holds"] = 0
+            is_lost = slot["length"] > 0 and signed(slot["newest"]) < signed(ordinals[i]) - depth
+            past["holds"] = LOST if is_lost else 0
             forget(slot)
         else:
             spec, row = specs[signed(spec_ids[i])], row_of(window, s)
@@ -237,20 +241,23 @@ def alert(
     ``signals[i]``: 1 where sample i signals; ``at_ns``: its time, ns since 1970. ``journal`` is the batch's,
     and takes what undoes this as well. Adds PART_ALARM, the event and the carried times to the details of
     every sample whose chart has an open alarm, its last one included. An alarm that was open when a reset
-    or a new stage emptied the chart ends with that sample, unless it signals.
+    or a new stage emptied the chart ends with that sample, unless it signals; that of a chart that was
+    absent for too long is forgotten, as a history would have forgotten it.
     """
     for i in range(ops.shape[0]):
         slot, carry, past = state[signed(slots[i])], carried[signed(slots[i])], journal[i]
-        was_open = past["slot"]["alarmed"] == 1
+        was_open = past["slot"]["alarmed"] == 1 and signed(past["holds"]) & LOST == 0
         if signals[i] == 0 and not was_open:
             continue
         if signed(past["holds"]) & HOLDS_CARRIED == 0:
             past["carried"] = carry
             past["holds"] = signed(past["holds"]) | HOLDS_CARRIED
-        event = 0
+        event = quiet = 0
         if signals[i] == 0:
-            quiet = signed(slot["quiet"]) + 1
-            slot["quiet"] = min(quiet, QUIET_MAX)
+            quiet = min(signed(slot["quiet"]) + 1, QUIET_MAX)
+            slot["quiet"] = quiet
+            if slot["alarmed"] == 0:
+                quiet = signed(past["slot"]["quiet"])
             if slot["alarmed"] == 0 or quiet >= signed(specs[signed(spec_ids[i])]["end_after"]):
                 event = END
                 slot["alarmed"] = 0
@@ -273,7 +280,7 @@ def alert(
                 carry["alerted_at"] = at_ns[i]
         detail = out_details[i]
         detail["event"] = event
-        detail["quiet"] = slot["quiet"]
+        detail["quiet"] = quiet
         detail["carried"]["episode"] = carry["episode"]
         detail["carried"]["alerted"] = carry["alerted"]
         detail["carried"]["alerted_at"] = carry["alerted_at"]
@@ -368,7 +375,7 @@ def restore(
             clear_sums(total)
         parts = signed(details[i]["parts"]) if details.shape[0] > 0 else 0
         sigma_z = 1.0
-        mark = alarmed = quiet = 0
+        mark = alarmed = quiet = tracks = 0
         if parts & (PART_SIGMA_Z | PART_ALARM | TRACKED):
             detail = details[i]
             carried[s] = detail["carried"]
@@ -379,7 +386,12 @@ def restore(
             if parts & PART_ALARM and detail["event"] != END:
                 alarmed = 1
                 quiet = signed(detail["quiet"])
-        slot["tracks"] = parts & TRACKED
+            tracks = parts & TRACKED
+            if parts & PART_CUSUM and detail["carried"]["cusum_up"] >= detail["cusum_limit_up"]:
+                tracks |= UP_SIGNALLED
+            if parts & PART_CUSUM and detail["carried"]["cusum_down"] >= detail["cusum_limit_down"]:
+                tracks |= DOWN_SIGNALLED
+        slot["tracks"] = tracks
         slot["mark"] = mark
         slot["alarmed"] = alarmed
         slot["quiet"] = quiet

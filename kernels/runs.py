@@ -79,7 +79,7 @@ def all_but_one(beyond: int, points: int) -> bool:
     return (beyond & 1 == 1) & (missing & (missing - 1) == 0)
 
 
-@device
+@rare
 def patterns(
     above: int,
     below: int,

@@ -36,6 +36,9 @@ from kernels.state import (
     HOLDS_ENTRY,
     HOLDS_SUMS,
     KIND_MASK,
+    LOST,
+    PART_CUSUM,
+    PART_EWMA,
     PART_FROZE,
     PART_MARK,
     PART_P,
@@ -72,6 +75,8 @@ def baseline_moves(
     fresh = slot["length"] == 0 or slot["basis"] != spec["basis"] or signed(slot["newest"]) < since
     moves = kind != GIVEN and (fresh or slot["frozen"] == 0)
     holds = HOLDS_ENTRY
+    if slot["length"] > 0 and signed(slot["newest"]) < since:
+        holds |= LOST
     tracks = spec["cusum_log_ratio"] > 0.0 or spec["ewma_weight"] > 0.0
     if tracks or moves or ordinal % DIAGNOSE_EVERY == 0:
         past["carried"] = carry
@@ -225,6 +230,7 @@ def against(
     if spec["limits"] == LANEY:
         sigma_z = sigma_z_in_force(slot, carry, row, width, since, spec, centre, moves)
         parts = PART_SIGMA_Z
+        slot["mark"] = 0
     elif ordinal % DIAGNOSE_EVERY == 0:
         look_at_scatter(slot, total, carry, row, width, since, spec, centre, moves)
     lower, upper, flags, tested = beyond_limits(detail, spec, centre, sigma_z, count, units)
@@ -235,7 +241,7 @@ def against(
     else:
         next_registers(slot, z)
         flags |= confirmed(slot, row, width, since, spec)
-    if spec["design"] >= 0 and phase == PHASE_TWO:
+    if phase == PHASE_TWO and (spec["cusum_log_ratio"] > 0.0 or spec["ewma_weight"] > 0.0):
         baseline_units = 0.0
         if moves:
             baseline_units = typical(slot, total)
@@ -243,7 +249,7 @@ def against(
             baseline_units = float(carry["typical_units"])
         flags |= shifts(slot, carry, detail, spec, designs, count, units, centre, baseline_units)
         detail["carried"] = carry
-        parts |= signed(slot["tracks"])
+        parts |= signed(slot["tracks"]) & (PART_CUSUM | PART_EWMA)
     else:
         slot["tracks"] = 0
     if slot["mark"] != 0:

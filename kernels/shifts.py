@@ -30,10 +30,12 @@ from kernels.state import (
     DESIGN_EWMA,
     DESIGN_MEANS,
     DESIGN_UP,
+    DOWN_SIGNALLED,
     EWMA_ABOVE,
     EWMA_BELOW,
     PART_CUSUM,
     PART_EWMA,
+    UP_SIGNALLED,
 )
 
 RULE_CUSUM_ABOVE = 1 << (CUSUM_ABOVE - 1)
@@ -72,7 +74,7 @@ def cusum(
     count: float,
     units: float,
     centre: float,
-    starts: bool,
+    tracks: int,
 ) -> int:
     """Both sums with one sample more; flags of those that signal."""
     log_ratio = spec["cusum_log_ratio"]
@@ -83,9 +85,9 @@ def cusum(
     limit_down = designed(designs, design, DESIGN_DOWN, place) / log_ratio
     up = carried["cusum_up"]
     down = carried["cusum_down"]
-    if starts or up >= limit_up:
+    if tracks & PART_CUSUM == 0 or tracks & UP_SIGNALLED:
         up = spec["cusum_head_start"] * limit_up
-    if starts or down >= limit_down:
+    if tracks & PART_CUSUM == 0 or tracks & DOWN_SIGNALLED:
         down = spec["cusum_head_start"] * limit_down
     up = max(0.0, up + count - units * (centre * (ratio - 1.0) / log_ratio))
     down = max(0.0, down + units * (centre * (1.0 - 1.0 / ratio) / log_ratio) - count)
@@ -160,8 +162,10 @@ def shifts(
         carried["typical_units"] = units
     now = 0
     if spec["cusum_log_ratio"] > 0.0:
-        flags |= cusum(carried, detail, spec, designs, count, units, centre, tracks & PART_CUSUM == 0)
+        flags |= cusum(carried, detail, spec, designs, count, units, centre, tracks)
         now |= PART_CUSUM
+        now |= UP_SIGNALLED if flags & RULE_CUSUM_ABOVE else 0
+        now |= DOWN_SIGNALLED if flags & RULE_CUSUM_BELOW else 0
     if spec["ewma_weight"] > 0.0:
         flags |= ewma(carried, detail, spec, designs, count, units, centre, tracks & PART_EWMA == 0)
         now |= PART_EWMA

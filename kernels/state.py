@@ -194,7 +194,7 @@ SLOT: Final = np.dtype(
         ("frozen", "u1"),  # 1: phase II of a FROZEN baseline
         ("mark", "u1"),  # Mark
         ("alarmed", "u1"),  # 1: an alarm is open
-        ("tracks", "u1"),  # PART_CUSUM, PART_EWMA: what of ``carried`` is in use
+        ("tracks", "u1"),  # PART_CUSUM, PART_EWMA: is in use; UP_, DOWN_SIGNALLED
         ("fixed", "u1"),  # 1: ``centre`` is in force
         ("reserved", "u1", (3,)),
     ],
@@ -251,6 +251,10 @@ PART_P: Final = 1
 PART_SIGMA_Z: Final = 2
 PART_CUSUM: Final = 4
 PART_EWMA: Final = 8
+UP_SIGNALLED: Final = 1
+DOWN_SIGNALLED: Final = 2
+"""In ``tracks``, beside PART_CUSUM: this sum signalled with the newest sample, and starts anew with the
+next."""
 PART_FROZE: Final = 16
 """Phase I ended with this sample: entries of the window before it that are not usable were left out."""
 PART_MARK: Final = 32
@@ -291,6 +295,8 @@ FROZE: Final = 4
 """Phase I ended: marks of excluded samples were cleared."""
 HOLDS_CARRIED: Final = 8
 """What verdicts carry could change."""
+LOST: Final = 16
+"""The chart was absent for so long that nothing of it is remembered, nor an alarm that was open."""
 
 
 def basis_of(

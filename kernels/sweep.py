@@ -19,7 +19,7 @@ import numba
 import numpy as np
 
 from kernels.chart import LANEY, push
-from kernels.jit import device, kernel, rare, scalar, signed
+from kernels.jit import kernel, rare, scalar, signed
 from kernels.judge import F8, I4, U2, U4, Records
 from kernels.memory import row_of
 from kernels.runs import RULE_1, RULE_2, RULE_3, RULE_4, RULE_5, RULE_6, RULE_7, RULE_8, lane
@@ -117,7 +117,7 @@ def register(word: Any, before: Any, samples: int) -> int:
     return bits
 
 
-@device
+@rare
 def _classify(z: Any, last_z: float, samples: int, now: Any) -> float:
     """Words of what each sample is; returns the newest z."""
     for c in range(CLASSES):
@@ -147,7 +147,7 @@ def _classify(z: Any, last_z: float, samples: int, now: Any) -> float:
     return earlier_z
 
 
-@device
+@rare
 def _flag(found: Any, beyond: Any, now: Any, past: Any, spec: Any) -> Any:
     """Words of where each rule in force signals; returns where any does."""
     rules = signed(spec["rules"])
@@ -184,7 +184,7 @@ def _flag(found: Any, beyond: Any, now: Any, past: Any, spec: Any) -> Any:
     return (found[0] | found[1] | found[2] | found[3]) | (found[4] | found[5] | found[6] | found[7])
 
 
-@device
+@rare
 def _close(slot: Any, now: Any, past: Any, samples: int, last_z: float) -> None:
     """The registers as ``judge`` would have left them."""
     near = far = _NOTHING

@@ -25,7 +25,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from kernels import judge as kernel
-from kernels.state import DESIGN_MEANS, PART_FROZE, SPEC, spec_row
+from kernels.state import DESIGN_MEANS, PART_FROZE, SPEC, RuleCounts, spec_row
 from runtime import wire
 from runtime.alarms import AlarmRules, alarm_of
 from runtime.cache import Cache, CacheFull, Chamber, ChartList
@@ -129,7 +129,10 @@ class Judge:
         return batch
 
     def _use(self, specs: Specs) -> None:
-        rows = [spec_row(**row) for row in compile_specs(specs)]
+        compiled = compile_specs(specs)
+        for row in compiled:
+            row["counts"] = RuleCounts(*row["counts"])
+        rows = [spec_row(**row) for row in compiled]
         self._spec_rows = np.array(rows, dtype=SPEC)
         self._basis = self._spec_rows["basis"].copy()
         self._designs = np.array(designs_of(specs), dtype=np.float64).reshape(-1, 3, len(DESIGN_MEANS))

@@ -17,15 +17,21 @@ from runtime import wire
 from runtime.cli.reading import Record
 from runtime.cli.terminal import clean, clock, fits
 from runtime.frames import header
-from runtime.wire import Verdict
+from runtime.wire import ChartAlarm, Verdict
 
 VERDICT_HEADING: Final = (
     f"{'time (UTC)':<23}  {'chamber':<12}  {'run':<10}  {'chart':<18}  {'count':>7} {'units':>9}  "
     f"{'u':>10}  {'LCL':>10} {'centre':>10} {'UCL':>10}  {'phase':<8}  rules"
 )
-ALARM_HEADING: Final = f"{'time (UTC)':<23}  {'chamber':<12}  {'run':<10}  alarm"
+ALARM_HEADING: Final = (
+    f"{'time (UTC)':<23}  {'chamber':<12}  {'run':<10}  {'severity':<8}  {'event':<5}  alarm"
+)
 REJECTED_HEADING: Final = f"{'time (UTC)':<23}  {'chamber':<12}  {'reason':<18}  {'bytes':>7}  detail"
-_PHASES: Final = ("learning", "phase I", "phase II")
+_PHASES: Final = ("learning", "phase I", "phase II", "predicts")
+_MARKS: Final = ("", "overdispersed", "underdispersed")
+_EVENTS: Final = ("", "alarm begins", "alarm again", "alarm ends")
+_STYLES: Final = {"critical": "bold red", "warning": "yellow", "info": ""}
+"""By severity; one of another version is shown as rule 1 or another rule would be."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +64,10 @@ def verdict_lines(record: Record, wanted: Filter) -> list[Line]:
     if verdict.reset is not None:
         charts = ", ".join(verdict.charts) or "all charts"
         matches = not wanted.chart or not verdict.charts or any(fits(c, wanted.chart) for c in verdict.charts)
-        return (
-            [Line(f"{left}  reset of {charts}: {clean(verdict.reset)}", "magenta", tree)] if matches else []
-        )
+        ended = ", ".join(c for c, event in zip(verdict.charts, verdict.event, strict=False) if event)
+        text = f"{left}  reset of {charts}: {clean(verdict.reset)}"
+        text += f"; ends the alarms of {ended}" if ended else ""
+        return [Line(text, "magenta", tree)] if matches else []
     return [
         Line(f"{left}  {_chart_text(verdict, i)}", _style(verdict.flags[i], verdict.phase[i]), tree)
         for i, chart in enumerate(verdict.charts)
@@ -69,7 +76,7 @@ def verdict_lines(record: Record, wanted: Filter) -> list[Line]:
 
 
 def alarm_lines(record: Record, wanted: Filter) -> list[Line]:
-    """A line a chart that signals."""
+    """A line a chart whose alarm begins, is said again or ends."""
     if not fits(record.chamber, wanted.chamber):
         return []
     try:
@@ -79,7 +86,7 @@ def alarm_lines(record: Record, wanted: Filter) -> list[Line]:
     tree = msgspec.to_builtins(alarm)
     left = f"{clock(wire.time_ns(alarm.at, 0)):<23}  {alarm.chamber:<12}  {clean(alarm.run):<10}"
     return [
-        Line(f"{left}  {chart.text}", _style(1 if 1 in chart.rules else 2, chart.phase), tree)
+        Line(f"{left}  {chart.severity:<8}  {chart.event:<5}  {clean(chart.text)}", _alarm_style(chart), tree)
         for chart in alarm.charts
         if fits(chart.chart, wanted.chart)
     ]
@@ -115,10 +122,35 @@ def _chart_text(verdict: Verdict, i: int) -> str:
         f"{_number(limit):>10}" for limit in (verdict.lcl[i], verdict.centre[i], verdict.ucl[i])
     )
     phase = _PHASES[verdict.phase[i]] if verdict.phase[i] < len(_PHASES) else str(verdict.phase[i])
-    return (
+    text = (
         f"{verdict.charts[i]:<18}  {verdict.counts[i]:>7} {verdict.units[i]:>9.6g}  "
         f"{_number(verdict.u[i]):>10}  {limits}  {phase:<8}  {rules}"
-    ).rstrip()
+    )
+    return "  ".join([text, *_notes(verdict, i)]).rstrip()
+
+
+def _notes(verdict: Verdict, i: int) -> list[str]:
+    """What only some charts have: p, sigma_z, a mark, samples left out, where its alarm stands."""
+    notes = []
+    if verdict.p and verdict.p[i] is not None:
+        notes.append(f"p {verdict.p[i]:.2g}")
+    mark = verdict.mark[i] if verdict.mark else 0
+    if verdict.sigma_z and verdict.sigma_z[i] is not None:
+        notes.append(f"{_one_of(_MARKS, mark)} sigma_z {verdict.sigma_z[i]:.3g}".strip())
+    left_out = len(verdict.excluded.get(verdict.charts[i], []))
+    if left_out:
+        notes.append(f"{left_out} left out of the baseline")
+    event = verdict.event[i] if verdict.event else 0
+    severity = verdict.severity[i] if verdict.severity else ""
+    if event:
+        notes.append(f"{_one_of(_EVENTS, event)} {severity}".strip())
+    elif verdict.episode and verdict.episode[i]:
+        notes.append(f"alarm since report {verdict.episode[i]}")
+    return notes
+
+
+def _one_of(words: tuple[str, ...], number: int) -> str:
+    return words[number] if number < len(words) else str(number)
 
 
 def _number(value: float | None) -> str:
@@ -129,6 +161,11 @@ def _style(flags: int, phase: int) -> str:
     if flags:
         return "bold red" if flags & 1 else "yellow"
     return "dim" if phase == 0 else ""
+
+
+def _alarm_style(chart: ChartAlarm) -> str:
+    usual = _style(1 if 1 in chart.rules else 2, chart.phase)
+    return "green" if chart.event == "end" else _STYLES.get(chart.severity, usual)
 
 
 def _unreadable(record: Record, error: Exception) -> Line:

@@ -19,7 +19,7 @@ import pytest
 import uvloop
 from fleet import connected, settings_for, until
 
-from runtime import resources, specs, wire
+from runtime import alarms, resources, specs, wire
 from runtime.bucket import Bucket
 from runtime.bus import Connection
 from runtime.cli import guarded

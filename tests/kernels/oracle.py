@@ -451,6 +451,7 @@ class Chart:
     cusum: Cusum | None = None
     ewma: Ewma | None = None
     alarm: Alarm | None = None
+    newest: int | None = None
 
     def reset(self) -> None:
         """Forget everything but an open alarm; the next sample starts a new stage."""
@@ -463,6 +464,8 @@ class Chart:
 
     def judge(self, spec: Spec, count: float, units: float, ordinal: int) -> Verdict:
         """Judge and remember one sample."""
+        self._lose_alarm(ordinal)
+        self.newest = ordinal
         self.remembered = [s for s in self.remembered if s.ordinal >= ordinal - self.depth]
         if not self.remembered or self.basis != spec.basis:
             self.reset()
@@ -497,6 +500,7 @@ class Chart:
 
     def alert(self, spec: Spec | None, signal: bool, ordinal: int, at: int) -> Detail:
         """What a sample just judged, or (``spec`` None) a reset, means for the chart's alarm."""
+        self._lose_alarm(ordinal)
         alarm = self.alarm
         if spec is not None and signal and (alarm is None or alarm.stale):
             self.alarm = Alarm(episode=ordinal, alerted=ordinal, alerted_at=at)
@@ -520,6 +524,11 @@ class Chart:
         if event == END:
             self.alarm = None
         return alarm.detail(event)
+
+    def _lose_alarm(self, ordinal: int) -> None:
+        """No report still remembered tells of an alarm of a chart that was absent for longer."""
+        if self.newest is not None and self.newest < ordinal - self.depth:
+            self.alarm = None
 
     def _freezes(self, spec: Spec) -> bool:
         usable = [s for s in self.remembered if s.usable]

@@ -139,6 +139,7 @@ MANNERS = (
     "poisson",
     "steady",
     "steady",
+    "calm",
 )
 
 
@@ -147,7 +148,7 @@ def samples(rng: random.Random) -> Iterator[tuple[float, float]]:
     while True:
         manner = rng.choice(MANNERS)
         level = rng.choice([1, 4, 4, 4, 6, 20])
-        for j in range(rng.randint(1, 30)):
+        for j in range(rng.randint(30, 90) if manner == "calm" else rng.randint(1, 30)):
             match manner:
                 case "low":
                     yield float(rng.choice([0, 0, 1, 1, 2, 3, 4, 9])), 1.0
@@ -159,6 +160,8 @@ def samples(rng: random.Random) -> Iterator[tuple[float, float]]:
                     yield float(j), 2.0
                 case "down":
                     yield float(60 - j), 8.0
+                case "calm":
+                    yield float(rng.choice([20, 20, 21])), 1.0
                 case "zigzag":
                     yield float(4 + (-1) ** j * rng.choice([1, 1, 1, 3])), 1.0
                 case "poisson" | "steady":

@@ -164,7 +164,7 @@ def test_limits_are_where_the_tails_pass_alpha(exponent: float, alpha: float) ->
 @pytest.mark.parametrize("alpha", [ALPHA, 1e-6, 0.3])
 def test_limits_are_not_in_doubt_where_they_are_not_checked(alpha: float) -> None:
     """At means that put a quantile's crossing within ``_doubt`` of a whole number, and just outside of it."""
-    for x in [40.0, 49.0, 60.0, 100.0, 1000.0, 1e5]:
+    for x in [40.0, 49.0, 60.0, 100.0, 1000.0, 1e5, 1e7]:
         for crossing in (special.gammainccinv(x + 1, alpha), special.gammaincinv(x + 1, alpha)):
             if crossing <= poisson.SUMMED_MEAN:
                 continue
@@ -276,6 +276,28 @@ def test_predictions_are_exact(
     assert tail_at(high + 1, 1) <= alpha
     assert tail_at(low, 0) > alpha
     assert low == 0 or tail_at(low - 1, 0) <= alpha
+
+
+@pytest.mark.parametrize("alpha", [ALPHA, 1e-6, 0.3])
+def test_limits_of_small_means_change_where_a_tail_passes_alpha(alpha: float) -> None:
+    """A billionth below and above the mean at which that happens, by SciPy's inverse of the tails."""
+    for x in range(1, 60):
+        at_low, at_high = special.gammainccinv(x, alpha), special.gammaincinv(x + 1, alpha)
+        assert limits(at_low * (1 - 1e-9), alpha)[0] == x - 1
+        assert limits(at_low * (1 + 1e-9), alpha)[0] == x
+        assert limits(at_high * (1 - 1e-9), alpha)[1] == x
+        assert limits(at_high * (1 + 1e-9), alpha)[1] == x + 1
+
+
+@pytest.mark.parametrize("odds", [1e-6, 0.01, 1.0, 7.0, 1e3, 1e6, 1e12])
+@pytest.mark.parametrize("alpha", [ALPHA, 1e-6])
+def test_predictions_after_no_count_at_all_are_powers_of_the_share(odds: float, alpha: float) -> None:
+    """P(X >= c | c) = share^c, even where that takes the search far from its guess."""
+    low, high, p_lower, p_upper = prediction(3.0, odds, 0.0, 1.0, alpha)
+    log_share = -math.log1p(1 / odds)
+    assert (low, p_lower) == (0.0, 1.0)
+    assert p_upper == pytest.approx(math.exp(3 * log_share), rel=1e-11)
+    assert high == pytest.approx(math.ceil(math.log(alpha) / log_share) - 1, rel=1e-11)
 
 
 def test_predictions_from_large_totals_agree_with_scipy() -> None:

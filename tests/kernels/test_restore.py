@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 
 from tests.kernels.arena import Arena, Event, Judged, bits, record
-from tests.kernels.oracle import END, Spec, Verdict
+from tests.kernels.oracle import Spec, Verdict
 from tests.kernels.streams import (
     ALL_RULES,
     EXAMPLES,
@@ -32,19 +31,6 @@ def last_reports(history: list[Judged], depth: int, ordinal: int) -> list[Judged
 def judged(arena: Arena, events: list[Event]) -> list[Verdict]:
     """Verdicts with alarms, report by report."""
     return [v for report in reports(events) for v in arena.report(report, report[0].ordinal * SECOND_NS)]
-
-
-def without_lost_alarm(events: list[Event], i: int, verdict: Verdict, depth: int) -> Verdict:
-    """The verdict less the end of an alarm that no report still remembered told of.
-
-    A chart that comes back after more than ``depth`` reports ends its alarm; put back from its history,
-    which is empty then, it has none.
-    """
-    before = [e.ordinal for e in events[:i] if e.slot == events[i].slot]
-    if verdict.detail.event != END or not before or before[-1] >= events[i].ordinal - depth:
-        return verdict
-    detail = replace(verdict.detail, event=0, quiet=None, episode=None, alerted=None, alerted_at=None)
-    return replace(verdict, detail=detail)
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
@@ -71,8 +57,7 @@ def test_a_restored_chart_gives_the_verdicts_of_one_that_never_left(
         rest = [i for i in range(cut, len(events)) if events[i].ordinal < events[cut].ordinal + 40]
         got = judged(restored, [events[i] for i in rest])
         for i, ours in zip(rest, got, strict=True):
-            theirs = without_lost_alarm(events, i, verdicts[i], depth)
-            assert bits(without_lost_alarm(events, i, ours, depth)) == bits(theirs), (cut, events[i])
+            assert bits(ours) == bits(verdicts[i]), (cut, events[i])
 
 
 def restored_verdicts(events: list[Event], cut: int, window: int, depth: int, latest: int) -> list[bytes]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runtime.specs import Baseline, ChartSpec, Specs
-from tests.property.world import Pair, Worker, World
+from runtime.specs import Alarm, Baseline, ChartSpec, Cusum, Design, Ewma, Limits, RuleSet, Specs, Start
+from runtime.specs_methods import Mode, Severity
+from tests.property.world import LONG, SHORT, Memory, Pair, Worker, World
 
 SPECS = {
     revision: Specs(
@@ -25,6 +27,65 @@ SPECS = {
         (5, 1.5, 2, 5, 2.0),
     ]
 }
+POINTS = 33
+RISING = tuple(0.4 + 0.1 * i for i in range(POINTS))
+DESIGNS = (
+    Design(1.5, 0.5, 0.0, 370.0, rows=(RISING, RISING, (0.0,) * POINTS)),
+    Design(2.0, 0.0, 0.3, 200.0, rows=((2.0,) * POINTS, (1.0,) * POINTS, (2.0,) * POINTS)),
+)
+"""Tight limits, so that CUSUM and EWMA signal now and then among a few samples."""
+CUSUM = Cusum(ratio=1.5, arl0=370.0, head_start=0.5)
+BOTH = {"cusum": Cusum(ratio=2.0, arl0=200.0, head_start=0.0), "ewma": Ewma(weight=0.3, arl0=200.0)}
+SHORTLY = Alarm(again_after_reports=2, end_after=1)
+BY_TIME = Alarm(again_after_s=20.0, end_after=2, severity={1: Severity.WARNING, 9: Severity.CRITICAL})
+BY_RATE = Alarm(fdr=0.05, end_after=2)
+PREDICT = Start.PREDICT
+EVERY = Alarm(mode=Mode.EVERY, fdr=0.2)
+
+
+def rich(given: dict[str, Any], moving: dict[str, Any], frozen: dict[str, Any]) -> Specs:
+    return Specs(
+        charts=(
+            ChartSpec(chart="given_*", baseline=Baseline.GIVEN, **given),
+            ChartSpec(chart="moving_*", baseline=Baseline.MOVING, minimum=3, **moving),
+        ),
+        default=ChartSpec(minimum=2, **frozen),
+        designs=DESIGNS,
+    )
+
+
+def methods(phase_one: int) -> dict[int, Specs]:
+    """Every kind of limits, shifts and alarms. All change from revision to revision, within a stage too, but
+    for CUSUM and EWMA, which of a fixed centre change with the stage."""
+    frozen: dict[str, Any] = {"phase_one": phase_one, "k": 2.0}
+    laney = {"limits": Limits.LANEY, "sigma_z_floor": 0.7, "screen_ranges": True}
+    return {
+        3: rich(
+            {"centre": 2.0, "limits": Limits.EXACT, "alpha": 0.05, "cusum": CUSUM, "alarm": BY_RATE},
+            {"limits": Limits.AUTO, "alpha": 0.01, "rules": RuleSet.WESTERN_ELECTRIC, "alarm": BY_RATE},
+            {**frozen, "limits": Limits.AUTO, "alpha": 0.02, "alarm": BY_TIME, **BOTH},
+        ),
+        4: rich(
+            {"centre": 1.75, "limits": Limits.LANEY, "sigma_z": 1.3, "alarm": EVERY, **BOTH},
+            {**laney, "start": PREDICT, "alarm": BY_TIME, **BOTH},
+            {**frozen, **laney, "cusum": CUSUM, "rules": RuleSet.NELSON, "counts": {2: 3}, "alarm": EVERY},
+        ),
+        5: rich(
+            {"centre": 1.75, "rules": (1, 2, 3), "counts": {2: 3, 3: 3}, "alarm": SHORTLY, **BOTH},
+            {**laney, "rules": (1, 4), "counts": {4: 3}, "alarm": Alarm(end_after=4, fdr=0.1), **BOTH},
+            {
+                **frozen,
+                **(laney if phase_one < 20 else {}),
+                "cusum": CUSUM,
+                "start": PREDICT,
+                "alarm": SHORTLY,
+            },
+        ),
+    }
+
+
+METHODS, LONG_METHODS = methods(4), methods(22)
+"""Charts of a long memory are looked at for their scatter, and marked."""
 SMOOTH = ("publish", "deliver", "launch", "launch", "store", "land", "land", "read")
 ROUGH = ("break", "refuse", "die in kernel", "die in confirmation", "restart", "specs")
 
@@ -102,22 +163,29 @@ def assert_as_the_oracle(world: World, program: list[tuple[str, int]]) -> None:
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(program=steps, seed=st.integers(0, 2**32 - 1), slots=st.sampled_from([4, 9, 40]))
+@given(program=steps, seed=st.integers(0, 2**32 - 1), slots=st.sampled_from([4, 9, 40]), plain=st.booleans())
 def test_any_interleaving_gives_the_verdicts_of_the_oracle(
-    program: list[tuple[str, int]], seed: int, slots: int
+    program: list[tuple[str, int]], seed: int, slots: int, plain: bool
 ) -> None:
     """Samples, repeats, resets, bad reports, new specs, deaths, restarts, evictions, in any order."""
     rows = {4: 1, 9: 4, 40: 8}[slots]
-    assert_as_the_oracle(World(random.Random(seed), SPECS, slots=slots, rows=rows), program)
+    specs = SPECS if plain else METHODS
+    assert_as_the_oracle(World(random.Random(seed), specs, slots=slots, rows=rows), program)
+
+
+KINDS = [(SPECS, SHORT), (METHODS, SHORT), (LONG_METHODS, LONG)]
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_long_runs_give_the_verdicts_of_the_oracle(seed: int) -> None:
+@pytest.mark.parametrize(("specs", "memory"), KINDS, ids=["plain", "methods", "long"])
+def test_long_runs_give_the_verdicts_of_the_oracle(
+    specs: dict[int, Specs], memory: Memory, seed: int
+) -> None:
     """Hundreds of reports through every kind of fault, drawn by a seed."""
     rng = random.Random(seed)
     program = [(rng.choice(ROUGH if rng.random() < 0.06 else SMOOTH), rng.randint(1, 12)) for _ in range(600)]
     slots, rows = rng.choice([(4, 2), (9, 4), (40, 8)])
-    assert_as_the_oracle(World(rng, SPECS, slots=slots, rows=rows), program)
+    assert_as_the_oracle(World(rng, specs, slots=slots, rows=rows, memory=memory), program)
 
 
 def assert_a_pair_as_the_oracle(world: Pair, program: list[tuple[str, int]]) -> None:
@@ -150,17 +218,21 @@ moves = st.lists(
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(program=moves, seed=st.integers(0, 2**32 - 1), slots=st.sampled_from([4, 9, 40]))
+@given(program=moves, seed=st.integers(0, 2**32 - 1), slots=st.sampled_from([4, 9, 40]), plain=st.booleans())
 def test_partitions_may_move_between_workers_at_any_moment(
-    program: list[tuple[str, int]], seed: int, slots: int
+    program: list[tuple[str, int]], seed: int, slots: int, plain: bool
 ) -> None:
     """Copied ahead or not, asked for or overtaken, with zombies whose verdicts land late."""
     rows = {4: 1, 9: 4, 40: 8}[slots]
-    assert_a_pair_as_the_oracle(Pair(random.Random(seed), SPECS, slots=slots, rows=rows), program)
+    specs = SPECS if plain else METHODS
+    assert_a_pair_as_the_oracle(Pair(random.Random(seed), specs, slots=slots, rows=rows), program)
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_long_runs_of_two_workers_give_the_verdicts_of_the_oracle(seed: int) -> None:
+@pytest.mark.parametrize(("specs", "memory"), KINDS[:2], ids=["plain", "methods"])
+def test_long_runs_of_two_workers_give_the_verdicts_of_the_oracle(
+    specs: dict[int, Specs], memory: Memory, seed: int
+) -> None:
     """Hundreds of reports, dozens of moves, every kind of fault, drawn by a seed."""
     rng = random.Random(seed)
     # Of three, one is without copies: partitions change hands by force alone, and come back to stale memory.
@@ -173,7 +245,7 @@ def test_long_runs_of_two_workers_give_the_verdicts_of_the_oracle(seed: int) -> 
 
     program = [(step(), rng.randint(1, 12)) for _ in range(900)]
     slots, rows = rng.choice([(4, 2), (9, 4), (40, 8)] if seed % 3 else [(40, 8)])
-    assert_a_pair_as_the_oracle(Pair(rng, SPECS, slots=slots, rows=rows), program)
+    assert_a_pair_as_the_oracle(Pair(rng, specs, slots=slots, rows=rows, memory=memory), program)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -182,7 +254,7 @@ def test_copies_from_the_owners_memory_are_as_good_as_the_history(seed: int) -> 
     then with an overtaking, a broken session or a death in between."""
     rng = random.Random(seed)
     slots, rows = rng.choice([(9, 4), (40, 8), (40, 8), (40, 8)])
-    world = Pair(rng, SPECS, slots=slots, rows=rows)
+    world = Pair(rng, METHODS if seed % 2 else SPECS, slots=slots, rows=rows)
     smooth = [*SMOOTH, "publish", "deliver"]
     try:
         for _ in range(40):

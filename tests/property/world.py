@@ -15,7 +15,7 @@ import types
 from collections import deque
 from collections.abc import Coroutine, Generator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -108,14 +108,26 @@ class Copying:
     """The transfer that is under way: it is sent on page by page."""
 
 
+class Memory(NamedTuple):
+    """How much a chart, and the history, remember."""
+
+    window: int
+    depth: int
+
+
+SHORT = Memory(6, 8)
+LONG = Memory(24, 30)
+"""Enough of a chart for a look at its scatter."""
+
+
 @dataclass
 class Outside:
     """One fleet's streams, and the records of its partitions."""
 
     rng: random.Random
     specs: dict[int, Specs]
-    window: int = 6
-    depth: int = 8
+    window: int
+    depth: int
     samples: list[Stored] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -537,8 +549,10 @@ class Worker:
 class World(Outside):
     """One fleet of one worker, which serves everything."""
 
-    def __init__(self, rng: random.Random, specs: dict[int, Specs], *, slots: int, rows: int) -> None:
-        super().__init__(rng, specs)
+    def __init__(
+        self, rng: random.Random, specs: dict[int, Specs], *, slots: int, rows: int, memory: Memory = SHORT
+    ) -> None:
+        super().__init__(rng, specs, *memory)
         self.worker = Worker(self, slots, rows)
         for partition in self.records:
             self.worker.take_on(partition)
@@ -558,8 +572,10 @@ class World(Outside):
 class Pair(Outside):
     """One fleet of two workers, in two pods, between which partitions move."""
 
-    def __init__(self, rng: random.Random, specs: dict[int, Specs], *, slots: int, rows: int) -> None:
-        super().__init__(rng, specs)
+    def __init__(
+        self, rng: random.Random, specs: dict[int, Specs], *, slots: int, rows: int, memory: Memory = SHORT
+    ) -> None:
+        super().__init__(rng, specs, *memory)
         self.workers = [Worker(self, slots, rows) for _ in range(2)]
         for partition in self.records:
             rng.choice(self.workers).take_on(partition)
@@ -603,13 +619,17 @@ def report(rng: random.Random, number: int) -> bytes:
     """A report of any kind that can come."""
     encode = msgspec.json.encode if rng.random() < 0.5 else msgspec.msgpack.encode
     tree: dict[str, Any] = {"run": f"r{number}"}
+    if rng.random() < 0.7:
+        tree["at"] = NOW_NS + number * 1_000_000_000
     dice = rng.random()
     if dice < 0.06:
         tree["reset"] = "maintenance"
         if rng.random() < 0.5:
             tree["charts"] = rng.sample([*CHARTS, "unknown"], 2)
         return encode(tree)
-    charts = [chart for chart in CHARTS if rng.random() < 0.8] or [CHARTS[0]]
+    absent = number // 100 % 6  # now and then a chart does not come for longer than the history is deep
+    often = [chart for i, chart in enumerate(CHARTS) if i != absent]
+    charts = [chart for chart in often if rng.random() < 0.8] or [often[0]]
     if rng.random() < 0.2:
         rng.shuffle(charts)
     counts: list[float] = [rng.choice([0, 1, 2, 2, 3, 4, 12]) for _ in charts]

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from runtime import alarms, wire
+from runtime import alarms
 from runtime.cli import terminal
 from runtime.cli.lines import Filter, alarm_lines, rejected_lines, verdict_lines
 from runtime.cli.reading import Record
@@ -78,7 +78,7 @@ def test_an_alarm_has_a_line_a_chart_with_its_text() -> None:
     payload = alarms.encode_alarm(VERDICT)
     assert payload is not None
     (line,) = alarm_lines(record(payload, "tfdc.alarm.ETCH-07"), ALL)
-    assert "particles: u 1.24 is above UCL 0.485; 6 points in a row" in line.text
+    assert "particles: u 1.24 is above UCL 0.485; a run of points steadily rising" in line.text
     assert alarm_lines(record(payload, "tfdc.alarm.ETCH-07"), Filter("", "pits")) == []
 
 

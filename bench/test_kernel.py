@@ -1,4 +1,4 @@
-"""Samples a second of the kernels, one core, over a 100 MB arena with a window of 256.
+"""Samples a second of the kernels, one core, over a 100 MB arena with a window of 256, all eight rules.
 
 Promised for charts with a fixed centre: random slots 8 million samples/s, slots in order 20 million. The
 baseline of the same run does the least that such an update must: read, change and write a 64-byte record of
@@ -10,165 +10,47 @@ fewer calls, and has another).
 
 from __future__ import annotations
 
-import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numba
 import numpy as np
 import pytest
 from figures import QUICK, figure
+from full_arena import (
+    BATCH,
+    CENTRE,
+    CUSUM,
+    EXACT,
+    FROZEN,
+    GIVEN,
+    LANEY,
+    MOVING,
+    SEED,
+    Rig,
+    Row,
+    best_per_s,
+    judged_per_s,
+    poisson_samples,
+    random_slots,
+    slots_in_order,
+)
 
 from kernels import judge as kernels
-from kernels.state import ENTRY, JOURNAL, SLOT, SPEC, SUMS, Baseline, spec_row
+from kernels.state import CARRIED, DETAIL, ENTRY, SLOT, SUMS
 
-SEED = 20240611
 WINDOW = 256
-DEPTH = 256
 ARENA_BYTES = 100_000_000
-SLOTS = ARENA_BYTES // (SLOT.itemsize + SUMS.itemsize + WINDOW * ENTRY.itemsize)
-BATCH = 4096
+CHARTS = ARENA_BYTES // (SLOT.itemsize + SUMS.itemsize + CARRIED.itemsize + WINDOW * ENTRY.itemsize)
 CALLS = 64
 
-
-@dataclass
-class Rig:
-    """An arena and the columns of CALLS batches."""
-
-    slots: Any
-    spec: tuple[Any, ...]
-    state: Any = field(default_factory=lambda: np.zeros(SLOTS, SLOT))
-    sums: Any = field(default_factory=lambda: np.zeros(SLOTS, SUMS))
-    window: Any = field(default_factory=lambda: np.zeros((SLOTS, WINDOW), ENTRY))
-
-    def __post_init__(self) -> None:
-        rng = np.random.default_rng(SEED)
-        n = BATCH * CALLS
-        self.ops = np.zeros(BATCH, np.uint8)
-        self.spec_ids = np.zeros(BATCH, np.int32)
-        self.units = rng.uniform(10.0, 50.0, n)
-        self.counts = rng.poisson(0.2 * self.units).astype(np.float64)
-        self.specs = np.array([self.spec], SPEC)
-        self.journal = np.zeros(BATCH, JOURNAL)
-        self.floats: Any = [np.zeros(BATCH) for _ in range(4)]
-        self.flags = np.zeros(BATCH, np.uint16)
-        self.phase = np.zeros(BATCH, np.uint8)
-        self.stage = np.zeros(BATCH, np.uint32)
-        self.next_ordinal = np.zeros(SLOTS, np.uint32)
-        self.fill()
-
-    def fill(self) -> None:
-        """Every window full: WINDOW samples a chart."""
-        every = np.arange(SLOTS, dtype=np.int32)
-        for _ in range(WINDOW):
-            for first in range(0, SLOTS, BATCH):
-                slots = every[first : first + BATCH]
-                self.judge(slots, self.next_ordinals(slots), 0, len(slots))
-
-    def next_ordinals(self, slots: Any) -> Any:
-        """Ordinal of each sample: its chart's next report, also where a batch has a chart twice."""
-        order = np.argsort(slots, kind="stable")
-        in_order = slots[order]
-        starts = np.flatnonzero(np.concatenate(([True], in_order[1:] != in_order[:-1])))
-        rank = np.arange(len(slots)) - np.repeat(starts, np.diff(np.append(starts, len(slots))))
-        ordinals = np.empty(len(slots), np.uint32)
-        ordinals[order] = self.next_ordinal[in_order] + rank
-        np.add.at(self.next_ordinal, slots, 1)
-        return ordinals
-
-    def judge(self, slots: Any, ordinals: Any, first: int, n: int) -> None:
-        """One kernel call."""
-        u, centre, lcl, ucl = self.floats
-        kernels.judge(
-            self.ops[:n],
-            slots,
-            self.spec_ids,
-            self.counts[first : first + n],
-            self.units[first : first + n],
-            ordinals,
-            self.specs,
-            DEPTH,
-            self.state,
-            self.sums,
-            self.window,
-            self.journal,
-            u,
-            centre,
-            lcl,
-            ucl,
-            self.flags,
-            self.phase,
-            self.stage,
-        )
-
-    def batches(self) -> list[tuple[Any, Any, int]]:
-        """Columns of all calls, made beforehand."""
-        made = []
-        for i in range(CALLS):
-            slots = self.slots[i * BATCH : (i + 1) * BATCH]
-            made.append((slots, self.next_ordinals(slots), i * BATCH))
-        return made
-
-    def checksum(self) -> str:
-        """Of the last call's outputs."""
-        crc = 0
-        for column in (*self.floats, self.flags, self.phase, self.stage):
-            crc = zlib.crc32(column.tobytes(), crc)
-        return f"{crc:08x}"
+NO_DETAILS = np.zeros(0, DETAIL)
 
 
-def random_slots() -> Any:
-    """Slots as they come from many chambers: uniformly random."""
-    return np.random.default_rng(SEED).integers(0, SLOTS, BATCH * CALLS).astype(np.int32)
-
-
-def slots_in_order() -> Any:
-    """Slots as one chamber's many charts lie: side by side."""
-    return (np.arange(BATCH * CALLS) % SLOTS).astype(np.int32)
-
-
-GIVEN = spec_row(Baseline.GIVEN, centre=0.2, rules=15)
-FROZEN = spec_row(Baseline.FROZEN, rules=15, phase_one=25, minimum=5)
-MOVING = spec_row(Baseline.MOVING, rules=15, minimum=20)
-
-
-@numba.njit(error_model="numpy")
-def least(
-    slots: Any,
-    counts: Any,
-    units: Any,
-    ordinals: Any,
-    state: Any,
-    window: Any,
-    floats: Any,
-    flags: Any,
-    phase: Any,
-    stage: Any,
-) -> None:
-    """The least that an update must touch."""
-    width = window.shape[1]
-    for i in range(slots.shape[0]):
-        s = slots[i]
-        slot = state[s]
-        head = np.int64(slot["head"])
-        slot["last_z"] += counts[i]
-        slot["newest"] = ordinals[i]
-        slot["above"] = slot["above"] << 1
-        entry = window[s, head]
-        entry["count"] = counts[i]
-        entry["units"] = units[i]
-        entry["ordinal"] = ordinals[i]
-        head += 1
-        slot["head"] = 0 if head == width else head
-        floats[0, i] = slot["last_z"]
-        floats[1, i] = counts[i]
-        floats[2, i] = units[i]
-        floats[3, i] = slot["centre"]
-        flags[i] = slot["above"]
-        phase[i] = 2
-        stage[i] = slot["stage"]
+def rig_of(spec: Row, order: Callable[[int, int], Any]) -> Rig:
+    """The arena, with batches in that order."""
+    return Rig(CHARTS, WINDOW, CALLS, order(CHARTS, CALLS * BATCH), spec)
 
 
 @numba.njit(error_model="numpy")
@@ -209,92 +91,43 @@ def push_columns(
         heads[s] = 0 if head == width else head
 
 
-def best_per_s(run: Callable[..., None], calls: list[tuple[Any, ...]]) -> float:
-    """Samples/s over all calls, best of 5 after one to compile."""
-    best = 0.0
-    for _ in range(6):
-        started = time.perf_counter()
-        for arguments in calls:
-            run(*arguments)
-        best = max(best, BATCH * len(calls) / (time.perf_counter() - started))
-    return best
-
-
-def least_per_s(rig: Rig) -> float:
-    """Samples/s of ``least`` over the rig's slots."""
-    floats, flags, phase = np.zeros((4, BATCH)), np.zeros(BATCH, np.uint16), np.zeros(BATCH, np.uint8)
-    stage = np.zeros(BATCH, np.uint32)
-    calls = [
-        (
-            slots,
-            rig.counts[first : first + BATCH],
-            rig.units[first : first + BATCH],
-            ordinals,
-            rig.state,
-            rig.window,
-            floats,
-            flags,
-            phase,
-            stage,
-        )
-        for slots, ordinals, first in rig.batches()
-    ]
-    return best_per_s(least, calls)
-
-
 @pytest.mark.parametrize(
     ("name", "spec", "order", "gate_per_s"),
     [
         ("given, random slots", GIVEN, random_slots, 8e6),
         ("frozen, random slots", FROZEN, random_slots, 8e6),
         ("moving, random slots", MOVING, random_slots, 0.0),
+        ("laney, random slots", LANEY, random_slots, 0.0),
+        ("exact, random slots", EXACT, random_slots, 0.0),
+        ("CUSUM, random slots", CUSUM, random_slots, 0.0),
         ("given, slots in order", GIVEN, slots_in_order, 20e6),
         ("frozen, slots in order", FROZEN, slots_in_order, 20e6),
         ("moving, slots in order", MOVING, slots_in_order, 0.0),
+        ("laney, slots in order", LANEY, slots_in_order, 0.0),
+        ("exact, slots in order", EXACT, slots_in_order, 0.0),
+        ("CUSUM, slots in order", CUSUM, slots_in_order, 0.0),
     ],
 )
 def test_judge(
-    benchmark: Any, name: str, spec: tuple[Any, ...], order: Callable[[], Any], gate_per_s: float
+    benchmark: Any, name: str, spec: Row, order: Callable[[int, int], Any], gate_per_s: float
 ) -> None:
-    """Steady state: every window is full."""
-    rig = Rig(order(), spec)
-
-    def batches() -> tuple[tuple[Any], dict[str, Any]]:
-        return (rig.batches(),), {}
-
-    def run(made: list[tuple[Any, Any, int]]) -> None:
-        for slots, ordinals, first in made:
-            rig.judge(slots, ordinals, first, BATCH)
-
-    benchmark.pedantic(run, setup=batches, rounds=2 if QUICK else 40, warmup_rounds=1)
-    per_s = BATCH * CALLS / benchmark.stats.stats.min
-    checksum = rig.checksum()
-    baseline_per_s = least_per_s(rig)
-    benchmark.extra_info.update(ratio=per_s / baseline_per_s, checksum=checksum, seed=SEED)
-    figure(
-        f"kernel: {name} (seed {SEED}, checksum {checksum})",
-        f"{per_s / 1e6:.1f} M samples/s",
-        target=f"{gate_per_s / 1e6:.0f} M" if gate_per_s else "",
-        baseline=f"{per_s / baseline_per_s:.2f} of the least update, {baseline_per_s / 1e6:.1f} M",
-        met=per_s >= gate_per_s if gate_per_s else None,
-    )
+    """Steady state: every window is full. Laney, exact and CUSUM charts are frozen ones."""
+    judged_per_s(benchmark, rig_of(spec, order), f"kernel: {name}", gate_per_s, 2 if QUICK else 20)
 
 
 def test_restore(benchmark: Any) -> None:
     """A full arena put back from its history, report by report: chambers of 25 frozen charts."""
-    charts, chambers = 25, SLOTS // 25
+    charts, chambers = 25, CHARTS // 25
     reports = 64  # of each chamber a call
     n = charts * reports
     rng = np.random.default_rng(SEED)
-    rig = Rig(random_slots(), FROZEN)
-    units = rng.uniform(10.0, 50.0, n)
+    rig = rig_of(FROZEN, random_slots)
     columns = (
-        rng.poisson(0.2 * units).astype(np.float64),
-        units,
+        *poisson_samples(rng, n),
         np.repeat(np.arange(reports, dtype=np.uint32), charts),
         np.zeros(n, np.uint16),
         np.full(n, 2, np.uint8),
-        np.full(n, 0.2),
+        np.full(n, CENTRE),
         np.full(n, rig.specs["basis"][0], np.uint32),
         np.zeros(n, np.uint32),
     )
@@ -306,7 +139,10 @@ def test_restore(benchmark: Any) -> None:
     def run() -> None:
         for chamber in slots:
             for _ in range(WINDOW // reports):
-                kernels.restore(ops, chamber, *columns, rig.state, rig.sums, rig.window)
+                kernels.restore(
+                    *(ops, chamber, *columns, NO_DETAILS),
+                    *(rig.state, rig.sums, rig.carried, rig.window),
+                )
 
     benchmark.pedantic(run, rounds=1 if QUICK else 4, warmup_rounds=1)
     samples = chambers * charts * WINDOW
@@ -322,7 +158,7 @@ def test_restore(benchmark: Any) -> None:
 
 def test_window_layout(benchmark: Any) -> None:
     """Why the window is an array of records: one entry into a random slot, against a column a field."""
-    rig = Rig(random_slots(), GIVEN)
+    rig = rig_of(GIVEN, random_slots)
     heads = rig.state["head"].copy()
     columns = [np.zeros(rig.window.shape, kind) for kind in (np.float64, np.float64, np.uint32)]
     calls = [

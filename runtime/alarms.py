@@ -24,12 +24,18 @@ from numpy.typing import NDArray
 from kernels.state import PART_P, Event
 from runtime.specs import Alarm as AlarmSpec
 from runtime.specs import Specs
-from runtime.wire import Alarm, ChartAlarm, Verdict, json_encoder, rules_of, to_datetime
+from runtime.wire import (
+    EVENTS,
+    SEVERITIES,
+    Alarm,
+    ChartAlarm,
+    Verdict,
+    json_encoder,
+    rules_of,
+    to_datetime,
+)
 
 RULE_1: Final = 1
-EVENTS: Final = {Event.NONE: "", Event.BEGIN: "begin", Event.AGAIN: "again", Event.END: "end"}
-SEVERITIES: Final = ("info", "warning", "critical")
-"""In rising order. The end of an episode is ``info``."""
 
 
 class AlarmRules:

@@ -8,7 +8,8 @@ together (a histogram's count and sum) may be seen a moment apart.
 A worker's block outlives it: its successor goes on adding to the counts and resets the gauges.
 
     header    magic, layout, workers, partitions, lease deadline, 0, 0, 0
-    a block   counters | rejected by reason | latency buckets, sum | lag by partition | epoch by partition
+    a block   counters | rejected by reason | charts in alarms by event and severity | latency buckets, sum |
+              lag by partition | epoch by partition
 
 Blocks begin at multiples of 64 bytes, so that two workers never write to one cache line. Nothing here needs
 numpy: the supervisor attaches before it may import that.
@@ -22,11 +23,11 @@ import weakref
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import Final
 
 from runtime.errors import DefenderError
-from runtime.wire import Reason
+from runtime.wire import EVENTS, SEVERITIES, Reason
 
 
 class Counter(IntEnum):
@@ -94,11 +95,13 @@ LATENCY_BUCKETS: Final = len(LATENCY_BOUNDS_MS) + 1
 _WORD_BYTES: Final = 8
 _LINE_WORDS: Final = 8
 _MAGIC: Final = 0x746664632D626F61  # "tfdc-boa"
-_LAYOUT: Final = 1
+_LAYOUT: Final = 2
 _HEADER_WORDS: Final = 8
 _DEADLINE: Final = 4
 _REJECTED: Final = len(Counter)
-_BUCKETS: Final = _REJECTED + len(REASONS)
+_TOLD: Final = _REJECTED + len(REASONS)
+_TOLD_WORDS: Final = {pair: _TOLD + i for i, pair in enumerate(product(EVENTS, SEVERITIES))}
+_BUCKETS: Final = _TOLD + len(_TOLD_WORDS)
 _SUM_US: Final = _BUCKETS + LATENCY_BUCKETS
 _LAG: Final = _SUM_US + 1
 _REASON_WORDS: Final = {reason: _REJECTED + i for i, reason in enumerate(REASONS)}
@@ -134,6 +137,14 @@ class WorkerCounters:
 
     def rejected(self, reason: Reason) -> int:
         return self._words[_REASON_WORDS[reason]]
+
+    def tell(self, event: str, severity: str) -> None:
+        """Counts a chart in an alarm."""
+        self._words[_TOLD_WORDS[event, severity]] += 1
+
+    def told(self) -> dict[tuple[str, str], int]:
+        """Charts in alarms by (event, severity)."""
+        return {pair: self._words[word] for pair, word in _TOLD_WORDS.items()}
 
     def observe_latency_us(self, values: Iterable[int]) -> None:
         """Puts latencies, in µs, into their buckets."""
@@ -251,6 +262,11 @@ class Board:
     def rejected(self) -> dict[Reason, int]:
         """Rejections by reason, over all workers."""
         return {reason: sum(block.rejected(reason) for block in self._blocks) for reason in REASONS}
+
+    def told(self) -> dict[tuple[str, str], int]:
+        """Charts in alarms by (event, severity), over all workers."""
+        each = [block.told() for block in self._blocks]
+        return {pair: sum(one[pair] for one in each) for pair in _TOLD_WORDS}
 
     def latency(self) -> tuple[list[int], int]:
         """Cumulative counts of the latency buckets over all workers, and the sum in µs."""

@@ -183,6 +183,15 @@ class _PodCollector(Collector):
         for reason, n in self._board.rejected().items():
             rejected.add_metric([reason.value], n)
         yield rejected
+        told = CounterMetricFamily(
+            "defender_chart_alarms",
+            "Charts in alarms; the event is every where each signal is an alarm of its own.",
+            labels=["event", "severity"],
+        )
+        for (event, severity), n in self._board.told().items():
+            if event != "end" or severity == "info":
+                told.add_metric([event or "every", severity], n)
+        yield told
 
     def _latency(self) -> Metric:
         cumulative, sum_us = self._board.latency()

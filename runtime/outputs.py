@@ -71,12 +71,7 @@ class Outputs:
         self.flags = np.zeros(size, dtype=np.uint16)
         self.phase = np.zeros(size, dtype=np.uint8)
         self.stage = np.zeros(size, dtype=np.uint32)
-        self.parts = np.zeros(size, dtype=np.uint8)
-        self.details = np.zeros(size, dtype=DETAIL)
-
-    def upto(self, n: int) -> tuple[NDArray[Any], ...]:
-        """The outputs of ``kernels.judge.judge`` for n samples, in its order."""
-        columns = (
+        self._plain: tuple[NDArray[Any], ...] = (
             self.u,
             self.centre,
             self.lcl,
@@ -84,14 +79,17 @@ class Outputs:
             self.flags,
             self.phase,
             self.stage,
-            self.parts,
-            self.details,
         )
-        return tuple(column[:n] for column in columns)
+        self.parts = np.zeros(size, dtype=np.uint8)
+        self.details = np.zeros(size, dtype=DETAIL)
+
+    def upto(self, n: int) -> tuple[NDArray[Any], ...]:
+        """The outputs of ``kernels.judge.judge`` for n samples, in its order."""
+        return (*(column[:n] for column in self._plain), self.parts[:n], self.details[:n])
 
     def lists(self, n: int) -> Columns:
         """The plain columns of n samples."""
-        columns = Columns(*(column.tolist() for column in self.upto(n)[:7]))
+        columns = Columns(*(column[:n].tolist() for column in self._plain))
         for i in np.flatnonzero(self.phase[:n] == Phase.LEARNING).tolist():
             columns.centre[i] = columns.lcl[i] = columns.ucl[i] = None
         return columns

@@ -357,6 +357,8 @@ class Passage:
         )
         for reason in batch.reasons:
             counters.reject(reason)
+        for event, severity in batch.told:
+            counters.tell(event, severity)
         if batch.judged:
             received_ns = np.array([sample.received_ns for sample in batch.judged])
             latencies_us = np.maximum((stored_ns - received_ns) // 1000, 0)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernels import judge as kernel
 from kernels.state import (
+    CARRIED,
     DETAIL,
     PART_ALARM,
     PART_CUSUM,
@@ -191,10 +192,13 @@ class _Columns:
         self._clear()
 
 
-_CARRIED_FLOATS = {
+_CARRIED: Final = frozenset(CARRIED.names or ())
+_CARRIED_FLOATS: Final = {
     "sigma_z": PART_SIGMA_Z,
     "cusum_up": PART_CUSUM,
     "cusum_down": PART_CUSUM,
+    "cusum_limit_up": PART_CUSUM,
+    "cusum_limit_down": PART_CUSUM,
     "ewma": PART_EWMA,
     "ewma_variance": PART_EWMA,
     "typical_units": 0,
@@ -210,7 +214,7 @@ def details_of(found: Carried, n: int) -> NDArray[Any]:
         if column:
             values = _as(column)
             has = ~np.isnan(values)
-            carried[name][has] = values[has]
+            (carried if name in _CARRIED else details)[name][has] = values[has]
             parts[has] |= part
     for name in ("episode", "alerted", "alerted_at"):
         if len(getattr(found, name)):

@@ -35,6 +35,8 @@ class _RawVerdict(Struct, gc=False):
     mark: Raw = _NONE
     cusum_up: Raw = _NONE
     cusum_down: Raw = _NONE
+    cusum_limit_up: Raw = _NONE
+    cusum_limit_down: Raw = _NONE
     ewma: Raw = _NONE
     ewma_variance: Raw = _NONE
     typical_units: Raw = _NONE
@@ -55,6 +57,9 @@ class Carried(NamedTuple):
     """uint8"""
     cusum_up: array[float]
     cusum_down: array[float]
+    cusum_limit_up: array[float]
+    cusum_limit_down: array[float]
+    """A sum that reached its limit starts anew."""
     ewma: array[float]
     ewma_variance: array[float]
     typical_units: array[float]
@@ -137,6 +142,8 @@ def _carried(raw: _RawVerdict) -> Carried | None:
         _column("B", bytes(raw.mark)),
         _floats(raw.cusum_up),
         _floats(raw.cusum_down),
+        _floats(raw.cusum_limit_up),
+        _floats(raw.cusum_limit_down),
         _floats(raw.ewma),
         _floats(raw.ewma_variance),
         _floats(raw.typical_units),

@@ -30,6 +30,10 @@ UNITS_MAX: Final = 2.0**40
 """Bounds of the units: between them every float64 sum of a window is exact in 128 bits of fixed point."""
 CHARTS_MAX: Final = 4096
 RUN_CHARACTERS_MAX: Final = 256
+EVENTS: Final = ("", "begin", "again", "end")
+"""What an alarm says of a chart's episode, by the number in ``Verdict.event``; empty where there is none."""
+SEVERITIES: Final = ("info", "warning", "critical")
+"""In rising order. The end of an episode is ``info``."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 Time = Annotated[datetime, Meta(tz=True)] | int

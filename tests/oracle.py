@@ -460,8 +460,6 @@ def differences_besides(verdict: Mapping[str, Any], more: Mapping[str, More]) ->
         one = more.get(chart, More())
         expected = {**{name: getattr(one.detail, name) for name in FLOATS}, "severity": one.severity}
         expected |= {name: getattr(one.detail, name) or 0 for name in WHOLE}
-        if one.detail.event == 3:
-            del expected["quiet"]
         for name, value in expected.items():
             column = verdict.get(name)
             told = column[index] if column else {"severity": ""}.get(name, None if name in FLOATS else 0)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import runtime
-from runtime.cli import basics, cutover, demo, follow, operate, publish, ring, specs, status, where
+from runtime.cli import basics, chart, cutover, demo, follow, operate, publish, ring, specs, status, where
 
 app = typer.Typer(
     name="defender",
@@ -22,6 +22,7 @@ app.command()(publish.publish)
 app.command()(follow.verdicts)
 app.command()(follow.alarms)
 app.command()(follow.rejected)
+app.command()(chart.chart)
 app.command()(status.status)
 app.command()(ring.ring)
 app.command()(where.where)

@@ -266,7 +266,7 @@ def test_alarms_are_sentences_and_only_of_charts_that_signal(cli: Cli) -> None:
     store_verdicts(cli, [verdict("A", n) for n in range(1, 5)])
     code, out, _ = cli("alarms", "--since", "all")
     assert code == 0
-    assert [line.split("  ")[-1] for line in out.splitlines()[1:]] == [
+    assert [line.split("  ")[-1].strip() for line in out.splitlines()[1:]] == [
         "p: u 3 is above UCL 2.6",
         "p: u 4 is above UCL 2.6",
     ]

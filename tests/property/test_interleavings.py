@@ -31,7 +31,7 @@ POINTS = 33
 RISING = tuple(0.4 + 0.1 * i for i in range(POINTS))
 DESIGNS = (
     Design(1.5, 0.5, 0.0, 370.0, rows=(RISING, RISING, (0.0,) * POINTS)),
-    Design(2.0, 0.0, 0.3, 200.0, rows=((2.0,) * POINTS, (1.0,) * POINTS, (2.0,) * POINTS)),
+    Design(2.0, 0.0, 0.3, 200.0, rows=(RISING, tuple(0.5 * h for h in RISING), (2.0,) * POINTS)),
 )
 """Tight limits, so that CUSUM and EWMA signal now and then among a few samples."""
 CUSUM = Cusum(ratio=1.5, arl0=370.0, head_start=0.5)
@@ -84,8 +84,7 @@ def methods(phase_one: int) -> dict[int, Specs]:
     }
 
 
-METHODS, LONG_METHODS = methods(4), methods(22)
-"""Charts of a long memory are looked at for their scatter, and marked."""
+METHODS, LONG_METHODS = methods(4), methods(15)
 SMOOTH = ("publish", "deliver", "launch", "launch", "store", "land", "land", "read")
 ROUGH = ("break", "refuse", "die in kernel", "die in confirmation", "restart", "specs")
 

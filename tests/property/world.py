@@ -117,7 +117,7 @@ class Memory(NamedTuple):
 
 SHORT = Memory(6, 8)
 LONG = Memory(24, 30)
-"""Enough of a chart for a look at its scatter."""
+"""Longer than the longest run that a rule looks at."""
 
 
 @dataclass

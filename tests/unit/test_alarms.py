@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels.state import DETAIL, PART_P
-from runtime import alarms
+from kernels.state import DETAIL, PART_P, Event
 from runtime.alarms import AlarmRules, adjusted, alarm_of, charts_told, encode_alarm
 from runtime.specs import Alarm, ChartSpec, Specs
 from runtime.specs_methods import Mode, Severity
-from runtime.wire import ChartAlarm, Verdict
+from runtime.wire import EVENTS, SEVERITIES, ChartAlarm, Verdict
 
 
 def verdict(**fields: Any) -> Verdict:
@@ -181,4 +180,5 @@ def test_severity_is_the_highest_of_the_rules_as_the_spec_has_them() -> None:
     ]  # fmt: skip
     assert [rules.severity(1, flags) for flags in (1, 2)] == ["critical", "warning"]
     assert rules.episodic.tolist() == [False, True]
-    assert tuple(severity.value for severity in Severity) == alarms.SEVERITIES
+    assert tuple(severity.value for severity in Severity) == SEVERITIES
+    assert [name.upper() or "NONE" for name in EVENTS] == [event.name for event in Event]

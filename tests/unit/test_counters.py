@@ -62,6 +62,7 @@ def test_two_processes_see_the_same_figures(board: Board) -> None:
         "mine = board.worker(1)\n"
         "mine.add(Counter.REPORTS, 2)\n"
         "mine.reject(Reason.EMPTY, 3)\n"
+        "mine.tell('begin', 'warning')\n"
         "mine.observe_latency_us([400, 1_500, 99_000_000])\n"
         "mine.set_epoch(4, 77)\n"
         "mine.set_lag(4, 12)\n"
@@ -70,6 +71,7 @@ def test_two_processes_see_the_same_figures(board: Board) -> None:
     assert int(seen) == 2**62
     assert board.worker(1).get(Counter.REPORTS) == board.total(Counter.REPORTS) == 7
     assert board.rejected()[Reason.EMPTY] == board.total(Counter.REJECTED) == 3
+    assert {pair: n for pair, n in board.told().items() if n} == {("begin", "warning"): 1}
     assert board.latency() == ([1, 1, *[2] * (LATENCY_BUCKETS - 3), 3], 99_001_900)
     assert board.partitions_owned() == {4: (77, 12)}
 
@@ -99,6 +101,9 @@ def test_every_word_has_a_place_of_its_own(board: Board) -> None:
         worker = board.worker(i)
         for counter in Counter:
             worker.set(counter, 1000 * i + counter)
+        for n, pair in enumerate(worker.told()):
+            for _ in range(n):
+                worker.tell(*pair)
         worker.observe_buckets([10 * i + b for b in range(LATENCY_BUCKETS)], 5000 + i)
         for partition in range(PARTITIONS):
             worker.set_epoch(partition, 200 * i + partition + 1)
@@ -111,6 +116,7 @@ def test_every_word_has_a_place_of_its_own(board: Board) -> None:
         assert [worker.lag(p) for p in range(PARTITIONS)] == [300 * i + p for p in range(PARTITIONS)]
         assert worker.owned() == {p: 200 * i + p + 1 for p in range(PARTITIONS)}
         assert [worker.rejected(reason) for reason in REASONS] == [0] * len(REASONS)
+        assert list(worker.told().values()) == list(range(12))
     assert board.lease_deadline_ns == -7
 
 

@@ -22,6 +22,7 @@ PURE = {
     "policy": ("runtime.names", "runtime.records", "runtime.ring"),
     "ring": (),
     "specs": ("runtime.errors", "runtime.names"),
+    "stored": (),
     "wire": ("runtime.names",),
 }
 """Pure modules of runtime, with what of runtime they may import."""

@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import zlib
 from collections.abc import Awaitable, Callable
+from typing import Any, cast
 
 import msgspec
 import numpy as np
 import pytest
 
+from kernels.state import ENTRY, SLOT, SUMS
 from runtime.arena import PARTLY, UNREAD, WHOLE, Arena, Shape
+from runtime.bus import Reply
 from runtime.cache import Cache
 from runtime.examine import Limits
 from runtime.flight import FlightLog
 from runtime.judge import Judge, Sample
 from runtime.names import Names
 from runtime.rebuild import Rebuild
-from runtime.specs import Baseline, ChartSpec, Specs
+from runtime.specs import Baseline, ChartSpec, Design, Ewma, Specs
+from runtime.specs import Limits as SpecLimits
 from runtime.stored import decode_stored
 from runtime.transfer import (
     OVERHEAD_BYTES,
@@ -30,6 +35,7 @@ from runtime.transfer import (
     fingerprint,
     give,
     names_of,
+    page_from,
     take,
 )
 
@@ -37,12 +43,15 @@ DEPTH, WINDOW, EPOCH = 12, 5, 7
 NAMES = Names(partitions=2)
 MINE = [name for i in range(60) if NAMES.partition_of(name := f"C{i}") == 0][:12]
 CHARTS = ("given_a", "moving_b", "frozen_c", "ärger")
+EWMA = Ewma(weight=0.3, arl0=200.0)
 SPECS = Specs(
     charts=(
-        ChartSpec(chart="given_*", baseline=Baseline.GIVEN, centre=2.0),
-        ChartSpec(chart="moving_*", baseline=Baseline.MOVING, minimum=3),
+        ChartSpec(chart="given_*", baseline=Baseline.GIVEN, centre=2.0, limits=SpecLimits.EXACT, ewma=EWMA),
+        ChartSpec(chart="moving_*", baseline=Baseline.MOVING, minimum=3, limits=SpecLimits.LANEY),
+        ChartSpec(chart="frozen_*", phase_one=4, minimum=2, limits=SpecLimits.LANEY, ewma=EWMA),
     ),
     default=ChartSpec(phase_one=4, minimum=2, k=2.0),
+    designs=(Design(1.0, 0.0, 0.3, 200.0, rows=((0.0,) * 33, (0.0,) * 33, (2.0,) * 33)),),
 )
 MARK = fingerprint(WINDOW, DEPTH)
 
@@ -111,15 +120,20 @@ def copied(owner: Judge, to: Judge, bytes_max: int = 10**6) -> tuple[int, list[s
     return taken, left_out, rebuild
 
 
-def memory_of(judge: Judge, name: str) -> dict[str, tuple[bytes, bytes, list[bytes]]]:
-    """By chart: slot, sums, and what is remembered with its places."""
+def memory_of(judge: Judge, name: str) -> dict[str, tuple[bytes, bytes, bytes, list[bytes]]]:
+    """By chart: slot, sums, what its verdicts carry, and what is remembered with its places."""
     arena, chamber = judge.cache.arena, judge.cache.chambers[name]
     found = {}
     for chart, slot in chamber.slots.items():
         head, length = int(arena.state["head"][slot]), int(arena.state["length"][slot])
         places = [(head - 1 - i) % arena.shape.window for i in range(length)]
         entries = [arena.window[slot, place].tobytes() for place in places]
-        found[chart] = arena.state[slot].tobytes(), arena.sums[slot].tobytes(), entries
+        found[chart] = (
+            arena.state[slot].tobytes(),
+            arena.sums[slot].tobytes(),
+            arena.carried[slot].tobytes(),
+            entries,
+        )
     return found
 
 
@@ -237,6 +251,7 @@ def test_a_page_that_cannot_be_is_refused_and_leaves_no_trace() -> None:
         "cut in a slot": change(page, state=page.state[:-1]),
         "a slot less": change(page, state=page.state[:-64]),
         "sums less": change(page, sums=page.sums[:-32]),
+        "less of what is carried": change(page, carried=page.carried[:-64]),
         "a sample less": change(page, entries=page.entries[:-24]),
         "more than the window": change(page, state=full.tobytes()),
         "another partition's": change(page, chambers=[change(first, name=foreign), *rest]),
@@ -247,6 +262,24 @@ def test_a_page_that_cannot_be_is_refused_and_leaves_no_trace() -> None:
     for what, one in broken.items():
         with pytest.raises(TransferFailed):
             print(what, take(one, Rebuild(other.cache, 0), other.cache, 0))
+    assert not other.cache.chambers
+
+
+def test_an_owner_of_a_former_release_or_a_receiver_of_one_is_refused_and_the_history_is_read() -> None:
+    """Its slots mean something else: fingerprints differ, and its pages do not have what is carried."""
+    owner, other = an_owner(random.Random(7), MINE), worker()
+    former = zlib.crc32(repr((2, SLOT.descr, SUMS.descr, ENTRY.descr, WINDOW, DEPTH)).encode())
+    assert isinstance(given(owner, Ask(0, EPOCH, former), 10**6), Refused)
+    page = given(owner, Ask(0, EPOCH, MARK), 10**6)
+    fields = msgspec.to_builtins(page)
+    del fields["carried"]
+
+    class Owner:
+        async def ask(self, subject: str, payload: bytes) -> Reply:
+            return Reply(msgspec.msgpack.encode(fields), b"")
+
+    with pytest.raises(TransferFailed, match="no page"):
+        asyncio.run(page_from(cast(Any, Owner()), "owner", Ask(0, EPOCH, MARK)))
     assert not other.cache.chambers
 
 

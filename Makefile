@@ -38,7 +38,8 @@ simulate: $(STAMP)  ## 100,000 schedules of a simulated fleet; ARGS="5000 --json
 lock: $(STAMP)  ## pins every version again, with hashes and without addresses
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-	  --no-emit-index-url --no-annotate --extra dev --extra cassandra pyproject.toml -o requirements.lock
+	  --no-emit-index-url --no-annotate --extra dev --extra cassandra --extra bench --extra plot \
+	  pyproject.toml -o requirements.lock
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

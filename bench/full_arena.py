@@ -36,6 +36,7 @@ from kernels.state import (
 
 SEED = 20240611
 BATCH = 4096
+LINE_BYTES = 64
 CENTRE = 0.2
 UNITS = (10.0, 50.0)
 
@@ -76,6 +77,18 @@ def poisson_samples(rng: np.random.Generator, shape: Any) -> tuple[Any, Any]:
     return rng.poisson(CENTRE * units).astype(np.float64), units
 
 
+def aligned(shape: tuple[int, ...], kind: np.dtype[np.void]) -> Any:
+    """Zeros from the start of a cache line on, as the sections of ``runtime.arena`` are.
+
+    NumPy's own begin 16 bytes into one: each slot lies in two lines then, of which ``judge`` prefetches
+    the first (random slots of 1 million charts: 6 million samples/s instead of 18).
+    """
+    size = int(np.prod(shape)) * kind.itemsize
+    raw = np.zeros(size + LINE_BYTES, np.uint8)
+    first = -raw.ctypes.data % LINE_BYTES
+    return raw[first : first + size].view(kind).reshape(shape)
+
+
 @dataclass
 class Rig:
     """``charts`` charts of ``width`` samples each, all windows full, and the columns of ``calls`` batches.
@@ -93,10 +106,10 @@ class Rig:
     rng: Any = field(default_factory=lambda: np.random.default_rng(SEED))
 
     def __post_init__(self) -> None:
-        self.state = np.zeros(self.charts, SLOT)
-        self.sums = np.zeros(self.charts, SUMS)
-        self.carried = np.zeros(self.charts, CARRIED)
-        self.window = np.zeros((self.charts, self.width), ENTRY)
+        self.state = aligned((self.charts,), SLOT)
+        self.sums = aligned((self.charts,), SUMS)
+        self.carried = aligned((self.charts,), CARRIED)
+        self.window = aligned((self.charts, self.width), ENTRY)
         self.ops = np.zeros(BATCH, np.uint8)
         self.spec_ids = np.zeros(BATCH, np.int32)
         self.counts, self.units = poisson_samples(self.rng, BATCH * self.calls)

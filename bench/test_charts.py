@@ -73,8 +73,8 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 def test_update(
     benchmark: Any, name: str, spec: Row, order: Callable[[int, int], Any], gate_per_s: float
 ) -> None:
-    """The kernel, every window full. Laney, exact and CUSUM charts are frozen ones."""
-    rig = Rig(CHARTS, WINDOW, CALLS, order(CHARTS, CALLS * BATCH), spec)
+    """The kernel as ``Charts`` calls it, every window full. Laney, exact and CUSUM charts are frozen ones."""
+    rig = Rig(CHARTS, WINDOW, CALLS, order(CHARTS, CALLS * BATCH), spec, undoable=1)
     what = f"update, {CHARTS / 1e6:g} M charts: {name}"
     judged_per_s(benchmark, rig, what, gate_per_s, rounds=2 if QUICK else 8)
 

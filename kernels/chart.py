@@ -14,7 +14,7 @@ import math
 from typing import Any
 
 from kernels import poisson
-from kernels.dispersion import mark
+from kernels.dispersion import RANGE_LIMIT, RANGE_PER_SIGMA, mark
 from kernels.exact import carried_high, carried_low, rounded, units_high, units_low
 from kernels.jit import rare, scalar, signed
 from kernels.memory import entry_at
@@ -29,10 +29,9 @@ EXACT = int(Limits.EXACT)
 AUTO = int(Limits.AUTO)
 
 FREEZE_ROUNDS = 10
-RANGE_PER_SIGMA = 1.128
-"""Mean range of two normal values, in sigma: d2(2), to the three places that the field uses."""
-RANGE_LIMIT = 3.267
-"""Upper limit of a range of two, in mean ranges: D4(2)."""
+"""Rounds of leaving samples out at the end of phase I."""
+COUNT, EXCLUDE = 0.0, 1.0
+"""What ``mark_beyond`` does; floats, for numba compiles a function anew for each literal integer or bool."""
 
 
 @scalar
@@ -253,26 +252,26 @@ def screened_centre(slot: Any, total: Any, row: Any, width: int, since: int, spe
     """
     phase_one = signed(slot["usable"])
     excluded = 0
-    centre = moving_centre(slot, total, 1)
+    centre = moving_centre(slot, total, signed(1))
     for _ in range(FREEZE_ROUNDS):
         sigma_z = 1.0
         if spec["limits"] == LANEY:
             sigma_z = measured_sigma_z(slot, row, width, since, centre, spec)
-        beyond = mark_beyond(slot, total, row, width, centre, sigma_z, spec, False)
+        beyond = mark_beyond(slot, total, row, width, centre, sigma_z, spec, COUNT)
         if beyond == 0 or 3 * (excluded + beyond) > phase_one:
             break
-        mark_beyond(slot, total, row, width, centre, sigma_z, spec, True)
+        mark_beyond(slot, total, row, width, centre, sigma_z, spec, EXCLUDE)
         excluded += beyond
         slot["usable"] = phase_one - excluded
-        centre = moving_centre(slot, total, 1)
+        centre = moving_centre(slot, total, signed(1))
     return centre
 
 
 @rare
 def mark_beyond(
-    slot: Any, total: Any, row: Any, width: int, centre: float, sigma_z: float, spec: Any, exclude: bool
+    slot: Any, total: Any, row: Any, width: int, centre: float, sigma_z: float, spec: Any, exclude: float
 ) -> int:
-    """Count the usable remembered samples beyond the limits of ``centre``; leave them out if told."""
+    """Count the usable remembered samples beyond the limits of ``centre``, or leave them out as well."""
     limits = signed(spec["limits"])
     position = signed(slot["head"])
     beyond = 0
@@ -285,7 +284,7 @@ def mark_beyond(
             entry["count"], entry["units"], centre, sigma_z, limits, spec["k"], spec["alpha"]
         ):
             beyond += 1
-            if exclude:
+            if exclude == EXCLUDE:
                 entry["usable"] = 0
                 add(total, entry["count"], entry["units"], -1)
     return beyond

@@ -11,6 +11,7 @@ The charts are those that defenders run: the same kernels, the same bits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ from kernels.state import (
     ALPHA,
     CARRIED,
     COUNT_MAX,
+    COUNTS_MAX,
+    COUNTS_MIN,
     DESIGN_MEANS,
     DETAIL,
     DIAGNOSE_EVERY,
@@ -54,6 +57,24 @@ SETTLED = 15
 """Samples in a row after which every rule's pattern lies within what was just replayed."""
 
 
+_POSITIVE = math.ulp(0.0)
+_MOST = math.nextafter(math.inf, 0.0)
+_RANGES = (
+    ("k", _POSITIVE, _MOST),
+    ("alpha", _POSITIVE, math.nextafter(0.5, 0.0)),
+    ("centre", 0.0, COUNT_MAX / UNITS_MIN),
+    ("phase_one", 1, WINDOW_MAX),
+    ("minimum", 1, WINDOW_MAX),
+    ("sigma_z", _POSITIVE, _MOST),
+    ("sigma_z_floor", 0.0, _MOST),
+    ("cusum_ratio", 1.0, _MOST),
+    ("head_start", 0.0, 0.5),
+    ("ewma_weight", 0.0, 1.0),
+    ("arl0", math.nextafter(1.0, 2.0), 1e9),
+)
+"""What the numbers of a ``Spec`` may be."""
+
+
 @dataclass(frozen=True)
 class Spec:
     """How charts are judged; the meaning of each is in ``docs/charts.md``.
@@ -83,6 +104,23 @@ class Spec:
     head_start: float = 0.5
     ewma_weight: float = 0.0
     arl0: float = 370.0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError that names the field, its value and what it may be."""
+        for name, members in (("baseline", Baseline.__members__), ("limits", Limits.__members__)):
+            if str(getattr(self, name)).upper() not in members:
+                known = ", ".join(members).lower()
+                raise ValueError(f"{name} is {getattr(self, name)!r}: it is one of {known}")
+        for name, low, high in _RANGES:
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: it is {low:.4g} ... {high:.4g}")
+        if not set(self.rules) <= set(range(1, 9)):
+            raise ValueError(f"rules is {self.rules!r}: numbers of Nelson's rules, 1 ... 8")
+        for name, points, low, high in zip(
+            self.counts._fields, self.counts, COUNTS_MIN, COUNTS_MAX, strict=True
+        ):
+            if not low <= points <= high:
+                raise ValueError(f"counts.{name} is {points!r}: it is {low} ... {high} points")
 
     @property
     def tracks(self) -> bool:
@@ -308,9 +346,8 @@ class Charts:
         if not plain.all() or not (self._next == self._next[0]).all():
             return 0
         ordinal, last = int(self._next[0]), counts.shape[1]
-        if (
-            rows["basis"] & KIND_MASK == int(Baseline.GIVEN)
-        ).any():  # their scatter is looked at now and then
+        given = rows["basis"] & KIND_MASK == int(Baseline.GIVEN)
+        if given.any():  # their scatter is looked at now and then
             last = min(last, column + -ordinal % DIAGNOSE_EVERY)
         if last == column:
             return 0
@@ -354,15 +391,17 @@ def _samples(
 ) -> tuple[Floats, Floats]:
     """Counts and units as float64, C-contiguous. Raises ValueError with the first index that cannot be."""
     c = np.require(np.atleast_1d(counts), np.float64, ["C", "A", "W"])
+    if np.ndim(units) != 0 and np.shape(units) != c.shape:
+        raise ValueError(f"units has shape {np.shape(units)}, counts {c.shape}: one each, or one for all")
     n = np.require(np.broadcast_to(np.asarray(units, np.float64), c.shape), None, ["C", "A", "W"])
     if shape is not None and c.shape != shape:
         raise ValueError(f"counts has shape {c.shape}, chart {shape}")
     good = (c >= 0.0) & (c < COUNT_MAX) & (c == np.floor(c))
     if not good.all():
         at = tuple(np.argwhere(~good)[0].tolist())
-        raise ValueError(f"counts{list(at)} is {c[at]!r}: a count is a whole number, 0 ... 2^53 - 1")
+        raise ValueError(f"counts{list(at)} is {float(c[at])!r}: a count is a whole number, 0 ... 2^53 - 1")
     good = (n >= UNITS_MIN) & (n <= UNITS_MAX)
     if not good.all():
         at = tuple(np.argwhere(~good)[0].tolist())
-        raise ValueError(f"units{list(at)} is {n[at]!r}: units are 2^-20 ... 2^40")
+        raise ValueError(f"units{list(at)} is {float(n[at])!r}: units are 2^-20 ... 2^40")
     return c, n

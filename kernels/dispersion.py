@@ -38,8 +38,10 @@ from typing import Final
 from kernels.jit import scalar
 from kernels.state import DIAGNOSE_MIN, Mark
 
-D2: Final = 1.128
-"""Mean range of two normal points, in sigma, as Laney rounds it."""
+RANGE_PER_SIGMA: Final = 1.128
+"""Mean range of two normal values, in sigma: d2(2), to the three places that the field uses."""
+RANGE_LIMIT: Final = 3.267
+"""Upper limit of a range of two, in mean ranges: D4(2)."""
 ERRORS: Final = 3.5
 """Standard errors that sigma_z must be away from the expected one."""
 UNEQUAL: Final = 0.08
@@ -88,8 +90,8 @@ def expected_sigma_z(mean: float) -> float:
     if not mean > 0.0:
         return 0.0
     if mean > 1e15:
-        return 2.0 / math.sqrt(math.pi) / D2
-    return 2.0 * math.sqrt(mean) * _bessel_sum(2.0 * mean) / D2
+        return 2.0 / math.sqrt(math.pi) / RANGE_PER_SIGMA
+    return 2.0 * math.sqrt(mean) * _bessel_sum(2.0 * mean) / RANGE_PER_SIGMA
 
 
 @scalar

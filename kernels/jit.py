@@ -55,7 +55,8 @@ _inner: Any = {"no_cpython_wrapper": True}
 """Nor from Python, what only kernels call."""
 
 signed = cast(Callable[[Any], int], np.int64)
-"""To a signed integer, in compiled code as in plain Python: numba makes a float of u8 + i8."""
+"""To a signed integer, in compiled code as in plain Python: numba makes a float of u8 + i8. Of a constant: to
+one that is like any other, for numba compiles a function anew for each literal argument."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.chart import clear_sums, forget, freeze, push
-from kernels.jit import device, kernel, signed
+from kernels.jit import device, kernel, rare, signed
 from kernels.memory import entry_at, numbers_of, prefetch, row_of
 from kernels.runs import RULE_1, fixed_runs, next_registers, standardised
 from kernels.sample import FROZEN, GIVEN, LEARNING, PHASE_TWO, judged
@@ -130,6 +130,13 @@ def _remember_fixed(
     slot["length"] = min(length + 1, width)
 
 
+@rare
+def _reset(slot: Any, past: Any, since: int) -> None:
+    """Empty the slot; the journal tells whether its chart was absent for too long before that."""
+    past["holds"] = LOST if slot["length"] > 0 and signed(slot["newest"]) < since else 0
+    forget(slot)
+
+
 @kernel(
     _void(
         *(_u1, _i4, _i4, _f8, _f8, _u4, _specs, _designs, numba.int64),
@@ -178,14 +185,11 @@ def judge(
         _hint(i, n, slots, state, window)
         s = signed(slots[i])
         slot, past = state[s], journal[min(i, last_journal)]
-        past["slot"] = slot
-        past["index"] = s
+        past["slot"], past["index"] = slot, s
         u = centre = lower = upper = math.nan
         flags, phase, stage, parts = 0, LEARNING, 0, 0
         if ops[i] == RESET:
-            is_lost = slot["length"] > 0 and signed(slot["newest"]) < signed(ordinals[i]) - depth
-            past["holds"] = LOST if is_lost else 0
-            forget(slot)
+            _reset(slot, past, signed(ordinals[i]) - depth)
         else:
             spec, row = specs[signed(spec_ids[i])], row_of(window, s)
             count, n_i, ordinal = counts[i], units[i], signed(ordinals[i])
@@ -198,8 +202,7 @@ def judge(
                 upper = centre + spec["k"] * sigma
                 flags = RULE_1 if u > upper or u < lower else 0
                 next_registers(slot, standardised(count, n_i, centre, 1.0))
-                flags |= fixed_runs(slot, row, width, ordinal - depth, spec)
-                flags &= signed(spec["rules"])
+                flags = signed(spec["rules"]) & (flags | fixed_runs(slot, row, width, ordinal - depth, spec))
                 phase = PHASE_TWO
                 _remember_fixed(slot, row, width, past, count, n_i, ordinal, 1 - (flags & RULE_1))
             else:
@@ -209,14 +212,8 @@ def judge(
                 )
                 out_details[i]["parts"] = parts
             stage = signed(slot["stage"])
-        out_u[i] = u
-        out_centre[i] = centre
-        out_lcl[i] = lower
-        out_ucl[i] = upper
-        out_flags[i] = flags
-        out_phase[i] = phase
-        out_stage[i] = stage
-        out_parts[i] = parts
+        out_u[i], out_centre[i], out_lcl[i], out_ucl[i] = u, centre, lower, upper
+        out_flags[i], out_phase[i], out_stage[i], out_parts[i] = flags, phase, stage, parts
 
 
 @kernel(
@@ -361,9 +358,7 @@ def restore(
     for i in range(n):
         _hint(i, n, slots, state, window)
         s = signed(slots[i])
-        slot = state[s]
-        total = sums[s]
-        row = row_of(window, s)
+        slot, total, row = state[s], sums[s], row_of(window, s)
         if ops[i] == RESET:
             forget(slot)
             continue
@@ -391,10 +386,7 @@ def restore(
                 tracks |= UP_SIGNALLED
             if parts & PART_CUSUM and detail["carried"]["cusum_down"] >= detail["cusum_limit_down"]:
                 tracks |= DOWN_SIGNALLED
-        slot["tracks"] = tracks
-        slot["mark"] = mark
-        slot["alarmed"] = alarmed
-        slot["quiet"] = quiet
+        slot["tracks"], slot["mark"], slot["alarmed"], slot["quiet"] = tracks, mark, alarmed, quiet
         fixed = kind == GIVEN or (kind == FROZEN and phases[i] == PHASE_TWO)
         if fixed:
             if kind == FROZEN and slot["frozen"] == 0:

@@ -31,7 +31,8 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kernels.chart import FREEZE_ROUNDS, RANGE_LIMIT, RANGE_PER_SIGMA
+from kernels.chart import FREEZE_ROUNDS
+from kernels.dispersion import RANGE_LIMIT, RANGE_PER_SIGMA
 from kernels.poisson import quantiles, tails
 from kernels.state import (
     ALPHA,

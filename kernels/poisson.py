@@ -1,8 +1,8 @@
-"""The Poisson distribution itself: tails, quantiles, and what the first samples of a chart predict.
+"""The Poisson distribution itself: its tails and its quantiles.
 
-Functions of numbers that kernels call (``lower_tail``, ``upper_tail``, ``limits``, ``judged``,
-``prediction``) and kernels over arrays (``tails``, ``quantiles``). No SciPy, no allocation, no exception,
-every loop bounded, never NaN for arguments that are none. Counts are whole numbers as float64.
+Functions of numbers that kernels call (``lower_tail``, ``upper_tail``, ``limits``, ``judged``) and kernels
+over arrays (``tails``, ``quantiles``). No SciPy, no allocation, no exception, every loop bounded, never NaN
+for arguments that are none. Counts are whole numbers as float64.
 
 Relative error of a tail above 1e-300, against exact sums: below 1e-12. Smaller ones may be 0. How, with
 count c and mean m:
@@ -54,10 +54,6 @@ TINY: Final = 1e-18
 LOWER: Final = 0.0
 UPPER: Final = 1.0
 """Which tail; numbers, for numba would compile a function anew for each of two literal truth values."""
-FRACTION: Final = 2000
-"""Steps of the continued fraction of the incomplete beta function; 937 is the most seen up to UNIFORM."""
-UNIFORM: Final = 1e6
-"""From here on, in both counts, the incomplete beta function is the first term of a uniform expansion."""
 
 _ORDER: Final = 14
 _POLYNOMIALS: Final = 6
@@ -90,7 +86,7 @@ def _temme_coefficients() -> F8:
 
 _TEMME: Final[F8] = _temme_coefficients()
 _RECIPROCAL: Final[F8] = np.array([0.0] + [1.0 / k for k in range(1, TERMS + 1)])
-_floor = cast(Callable[[float], float], np.floor)
+floor_of = cast(Callable[[float], float], np.floor)
 """math.floor makes an int of it, which compiled code cannot above 2^63."""
 
 # fmt: off
@@ -104,7 +100,7 @@ _STIRLING_ERROR: Final[F8] = np.array([
 
 
 @scalar
-def _stirling_error(count: float) -> float:
+def stirling_error(count: float) -> float:
     """log(count!) less Stirling's formula, for a count of at least 1."""
     if count < 16.0:
         return float(_STIRLING_ERROR[int(count)])
@@ -114,7 +110,7 @@ def _stirling_error(count: float) -> float:
 
 
 @scalar
-def _deviance(count: float, mean: float, difference: float) -> float:
+def deviance_of(count: float, mean: float, difference: float) -> float:
     """count log(count/mean) - difference without cancellation, count above 0; difference = count - mean.
 
     At most 26 terms.
@@ -159,7 +155,7 @@ def _upper_of(count: int, mean: float, below: float, at: float) -> float:
 @scalar
 def _temme(count: float, mean: float) -> tuple[float, float, float]:
     """As ``_split``, for count >= 32 and a mean within a factor of 1.5 of it."""
-    deviance = _deviance(count, mean, count - mean)
+    deviance = deviance_of(count, mean, count - mean)
     eta = math.sqrt(2.0 * deviance / count)
     tail = 0.5 * math.erfc(math.sqrt(deviance))
     if mean < count:
@@ -175,7 +171,7 @@ def _temme(count: float, mean: float) -> tuple[float, float, float]:
     x = 1.0 / count
     series = c0 + x * (c1 + x * (c2 + x * (c3 + x * (c4 + x * c5))))
     weight = math.exp(-deviance) / math.sqrt(2.0 * math.pi * count)
-    error = _stirling_error(count)
+    error = stirling_error(count)
     at = weight * (1.0 - error * (1.0 - error * (1 / 2 - error * (1 / 6 - error * (1 / 24)))))
     if mean < count:
         upper = tail - weight * series
@@ -189,7 +185,7 @@ def _saddle_point(count: float, mean: float) -> tuple[float, float, float]:
     """As ``_split``, where the terms beyond the count shrink by 1.5 or more."""
     at = math.exp(-mean)
     if count > 0.0:
-        exponent = _deviance(count, mean, count - mean) + _stirling_error(count)
+        exponent = deviance_of(count, mean, count - mean) + stirling_error(count)
         at = math.exp(-exponent) / math.sqrt(2.0 * math.pi * count)
     term = 1.0
     rest = 0.0
@@ -295,7 +291,7 @@ def _search(mean: float, alpha: float, side: float, guess: float) -> float:
     x = guess
     for _ in range(84):
         if not low < x < high:
-            x = _floor(0.5 * (low + high))
+            x = floor_of(0.5 * (low + high))
         if high - low <= 1.0:
             break
         below, at, above = _split(x + side, mean)
@@ -363,8 +359,8 @@ def limits(mean: float, alpha: float) -> tuple[float, float]:
         high_at = _approximate(mean, z) - 0.5
         if usual:
             doubt = _doubt(mean)
-    low = max(0.0, -_floor(-low_at))
-    high = max(0.0, -_floor(-high_at))
+    low = max(0.0, -floor_of(-low_at))
+    high = max(0.0, -floor_of(-high_at))
     if mean > EXACT_MEAN:
         return low, high
     if min(low - low_at, 1.0 - (low - low_at)) < doubt:
@@ -382,150 +378,6 @@ def judged(count: float, mean: float, alpha: float) -> tuple[float, float, float
     low, high = limits(mean, alpha)
     below, at, upper = _split(count, mean)
     return low, high, min(1.0, below + at), min(1.0, upper)
-
-
-@scalar
-def _beta_fraction(a: float, b: float, x: float, y: float, less: float) -> float:
-    """I_x(a, b) B(a, b) / (x^a y^b) for less = a - (a + b) x >= 0 (Didonato and Morris 1992, TOMS 708).
-
-    The even part of the usual continued fraction, in x, y and ``less``, so that x may be near 1.
-    """
-    c = 1.0 + less
-    first = 1.0 + 1.0 / a
-    ratio = first / c
-    before_top, before_bottom = 0.0, ratio
-    top = ratio  # the newest denominator is kept at 1
-    p = 1.0
-    s = a + 1.0
-    for n in range(1, FRACTION):
-        t = n / a
-        w = n * (b - n) * x
-        e = a / s
-        alpha = p * (p + b / a) * e * e * (w * x)
-        e = (1.0 + t) / (first + t + t)
-        beta = n + w / s + e * (c + n * (1.0 + y))
-        p = 1.0 + t
-        s += 2.0
-        next_top = alpha * before_top + beta * top
-        next_bottom = alpha * before_bottom + beta
-        before_top, before_bottom = top / next_bottom, 1.0 / next_bottom
-        top = next_top / next_bottom
-        if abs(top - ratio) <= 3e-16 * top:
-            break
-        ratio = top
-    return top
-
-
-@scalar
-def _distance(a: float, b: float, x: float, y: float) -> float:
-    """(a + b) x - a = b - (a + b) y, by the smaller of x and y = 1 - x, which is the exact one."""
-    return (a + b) * x - a if x < y else b - (a + b) * y
-
-
-@scalar
-def _binomial_deviance(a: float, b: float, distance: float) -> float:
-    """Of a and b from what is expected of them, a + distance and b - distance."""
-    return _deviance(a, a + distance, -distance) + _deviance(b, b - distance, distance)
-
-
-@scalar
-def _beta_uniform(a: float, b: float, distance: float) -> float:
-    """I_x(a, b) for large a and b: Temme's uniform expansion, its first term (DLMF 8.18.9)."""
-    n = a + b
-    deviance = _binomial_deviance(a, b, distance)
-    sigma = math.sqrt(a * (b / n))
-    z = math.sqrt(2.0 * deviance)
-    tail = 0.5 * math.erfc(math.sqrt(deviance))
-    above = distance > 0.0
-    if z < 0.05:
-        correction = (b - a) / (3.0 * n * sigma)
-    else:
-        correction = (1.0 / z if above else -1.0 / z) - sigma / distance
-    rest = correction * math.exp(-deviance) / math.sqrt(2.0 * math.pi)
-    return 1.0 - tail + rest if above else tail + rest
-
-
-@scalar
-def _incomplete_beta(a: float, b: float, x: float, y: float) -> float:
-    """I_x(a, b) with y = 1 - x, for whole a, b >= 1: relative error below 1e-11, from ``UNIFORM`` on 1e-8."""
-    distance = _distance(a, b, x, y)
-    if min(a, b) > UNIFORM:
-        return min(1.0, max(0.0, _beta_uniform(a, b, distance)))
-    complement = distance > 0.0
-    if complement:
-        a, b = b, a
-        x, y = y, x
-        distance = -distance
-    n = a + b
-    exponent = _binomial_deviance(a, b, distance)
-    exponent += _stirling_error(a) + _stirling_error(b) - _stirling_error(n)
-    factor = math.exp(-exponent) * math.sqrt(a / (2.0 * math.pi) * (b / n))
-    value = factor * _beta_fraction(a, b, x, y, -distance)
-    return max(0.0, 1.0 - value) if complement else min(1.0, value)
-
-
-@scalar
-def _given_sum(count: float, total_count: float, share: float, rest: float, side: float) -> float:
-    """UPPER: P(X >= count), LOWER: P(X <= count), X ~ Binomial(count + total_count, share = 1 - rest)."""
-    if side == UPPER:
-        return 1.0 if count <= 0.0 else _incomplete_beta(count, total_count + 1.0, share, rest)
-    return 1.0 if total_count <= 0.0 else _incomplete_beta(total_count, count + 1.0, rest, share)
-
-
-@scalar
-def _first(total_count: float, share: float, rest: float, alpha: float, side: float, guess: float) -> float:
-    """The first count from 0 whose P(X <= count) is above alpha; UPPER: whose P(X >= count) is not.
-
-    From the guess by steps that grow fourfold, then by bisection: at most 28 and 56 of them. Above
-    COUNT_MAX if there is none up to that.
-    """
-    low = -1.0
-    high = 4.0 * COUNT_MAX
-    step = 1.0
-    at = guess
-    for _ in range(84):
-        if not low < at < high:
-            at = _floor(0.5 * (low + high))
-        if high - low <= 1.0 or low >= COUNT_MAX:
-            break
-        if (_given_sum(at, total_count, share, rest, side) > alpha) == (side == UPPER):
-            low = at
-            at += step
-        else:
-            high = at
-            at -= step
-        step *= 4.0
-    return high
-
-
-@scalar
-def prediction(
-    count: float, units: float, total_count: float, total_units: float, alpha: float
-) -> tuple[float, float, float, float]:
-    """(low, high, P(X <= count), P(X >= count)) of the next count, from samples that sum to the totals.
-
-    X ~ Binomial(count + total_count, units / (units + total_units)), exact for any centre line
-    (Przyborowski and Wilenski 1940). low = the smallest c with P(X <= c | c + total_count) > alpha, high =
-    the largest with P(X >= c | c + total_count) > alpha; both at most COUNT_MAX. Where count and
-    total_count are both above ``UNIFORM`` the tails have a relative error below 1e-8, else below 1e-11.
-    Without any units before: (0, COUNT_MAX, 1, 1).
-    """
-    if not total_units > 0.0:
-        return 0.0, float(COUNT_MAX), 1.0, 1.0
-    share = units / (units + total_units)
-    rest = total_units / (units + total_units)
-    odds = units / total_units
-    z = normal_quantile(min(0.5, max(alpha, 1e-300)))
-    skew = (1.0 + 2.0 * odds) * (z * z - 1.0) / 6.0
-    centre = total_count * odds + skew  # of the negative binomial distribution that c follows
-    reach = z * math.sqrt(total_count * odds * (1.0 + odds))
-    most = 2.0 * COUNT_MAX
-    low = _first(total_count, share, rest, alpha, LOWER, min(most, max(0.0, _floor(centre - reach))))
-    reach = z * math.sqrt((total_count + 1.0) * odds * (1.0 + odds))
-    high = _first(total_count, share, rest, alpha, UPPER, min(most, _floor(centre + reach) + 1.0))
-    p_lower = _given_sum(count, total_count, share, rest, LOWER)
-    p_upper = _given_sum(count, total_count, share, rest, UPPER)
-    return min(low, float(COUNT_MAX)), min(max(0.0, high - 1.0), float(COUNT_MAX)), p_lower, p_upper
 
 
 _f8 = numba.types.Array(numba.float64, 1, "C")

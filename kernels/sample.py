@@ -27,6 +27,7 @@ from kernels.chart import (
 )
 from kernels.jit import rare, signed
 from kernels.memory import entry_at
+from kernels.prediction import prediction
 from kernels.runs import RULE_1, confirmed, moving_runs, next_registers, standardised
 from kernels.shifts import shifts
 from kernels.state import (
@@ -170,7 +171,7 @@ def two_sided(lower: float, upper: float) -> float:
 def predict(total: Any, detail: Any, spec: Any, count: float, units: float) -> Judged:
     """A sample of a chart that learns, by what its samples so far predict of it."""
     counts_before, units_before = float(signed(total["counts"])), units_total(total)
-    low, high, p_lower, p_upper = poisson.prediction(count, units, counts_before, units_before, spec["alpha"])
+    low, high, p_lower, p_upper = prediction(count, units, counts_before, units_before, spec["alpha"])
     flags = signed(spec["rules"]) & RULE_1 if count > high or count < low else 0
     detail["p"] = two_sided(p_lower, p_upper)
     return counts_before / units_before, low / units, high / units, flags, SELF_STARTING, PART_P

@@ -81,8 +81,8 @@ def cusum(
     ratio = math.exp(log_ratio)
     design = signed(spec["design"])
     place = design_place(centre * carried["typical_units"])
-    limit_up = designed(designs, design, DESIGN_UP, place) / log_ratio
-    limit_down = designed(designs, design, DESIGN_DOWN, place) / log_ratio
+    limit_up = designed(designs, design, signed(DESIGN_UP), place) / log_ratio
+    limit_down = designed(designs, design, signed(DESIGN_DOWN), place) / log_ratio
     up = carried["cusum_up"]
     down = carried["cusum_down"]
     if tracks & PART_CUSUM == 0 or tracks & UP_SIGNALLED:
@@ -116,7 +116,7 @@ def ewma(
     weight = spec["ewma_weight"]
     rest = 1.0 - weight
     place = design_place(centre * carried["typical_units"])
-    width = designed(designs, signed(spec["design"]), DESIGN_EWMA, place)
+    width = designed(designs, signed(spec["design"]), signed(DESIGN_EWMA), place)
     average = carried["ewma"]
     variance = carried["ewma_variance"]
     if starts:

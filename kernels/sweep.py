@@ -118,6 +118,25 @@ def register(word: Any, before: Any, samples: int) -> int:
 
 
 @rare
+def _limit(
+    counts: Any, units: Any, centre: float, sigma_z: float, times: float, z: Any, lcl: Any, ucl: Any
+) -> Any:
+    """Limits and z of a word's samples; returns the word of those beyond."""
+    beyond = _NOTHING
+    for j in range(counts.shape[0]):
+        u = counts[j] / units[j]
+        sigma = sigma_z * math.sqrt(centre / units[j])
+        lcl[j] = max(0.0, centre - times * sigma)
+        ucl[j] = centre + times * sigma
+        away = u - centre
+        z[j] = away / sigma if sigma > 0.0 else (math.inf * away if away != 0.0 else 0.0)
+    for j in range(counts.shape[0]):
+        u = counts[j] / units[j]
+        beyond |= np.uint64((u > ucl[j]) | (u < lcl[j])) << np.uint64(j)
+    return beyond
+
+
+@rare
 def _classify(z: Any, last_z: float, samples: int, now: Any) -> float:
     """Words of what each sample is; returns the newest z."""
     for c in range(CLASSES):
@@ -185,6 +204,20 @@ def _flag(found: Any, beyond: Any, now: Any, past: Any, spec: Any) -> Any:
 
 
 @rare
+def _spread(found: Any, signals: Any, out_flags: Any) -> None:
+    """The words of all rules as flags, a sample each."""
+    for j in range(out_flags.shape[0]):
+        out_flags[j] = 0
+    if signals != _NOTHING:
+        for j in range(out_flags.shape[0]):
+            if (signals >> np.uint64(j)) & _ONE:
+                flags = 0
+                for r in range(CLASSES):
+                    flags |= signed((found[r] >> np.uint64(j)) & _ONE) << r
+                out_flags[j] = flags
+
+
+@rare
 def _close(slot: Any, now: Any, past: Any, samples: int, last_z: float) -> None:
     """The registers as ``judge`` would have left them."""
     near = far = _NOTHING
@@ -230,7 +263,6 @@ def sweep(
     ``words``: (3, 8).
     """
     width = window.shape[1]
-    z = scratch
     now, past, found = words[0], words[1], words[2]
     for k in range(rows.shape[0]):
         row, s = signed(rows[k]), signed(slots[k])
@@ -241,55 +273,27 @@ def sweep(
         if spec["limits"] == LANEY:
             given_z = max(float(spec["sigma_z"]), float(spec["sigma_z_floor"]))
             sigma_z = given_z if given else float(carried[s]["sigma_z"])
-        times = float(spec["k"])
-        past[:] = _NOTHING
-        now[:] = _NOTHING
+        for c in range(CLASSES):
+            past[c] = now[c] = _NOTHING
         load(slot, now)
         last_z = float(slot["last_z"])
-        samples = WORD
+        samples = signed(WORD)
         for begin in range(first, last, WORD):
             samples = min(WORD, last - begin)
-            past[:] = now
-            beyond = _NOTHING
-            for j in range(samples):
-                n_j = units[row, begin + j]
-                u = counts[row, begin + j] / n_j
-                sigma = sigma_z * math.sqrt(centre / n_j)
-                lower = max(0.0, centre - times * sigma)
-                upper = centre + times * sigma
-                out_lcl[row, begin + j] = lower
-                out_ucl[row, begin + j] = upper
-                away = u - centre
-                z[j] = away / sigma if sigma > 0.0 else (math.inf * away if away != 0.0 else 0.0)
-            for j in range(samples):
-                u = counts[row, begin + j] / units[row, begin + j]
-                is_beyond = (u > out_ucl[row, begin + j]) | (u < out_lcl[row, begin + j])
-                beyond |= np.uint64(is_beyond) << np.uint64(j)
-            last_z = _classify(z, last_z, samples, now)
+            for c in range(CLASSES):
+                past[c] = now[c]
+            end = begin + samples
+            c_now, n_now = counts[row, begin:end], units[row, begin:end]
+            lcl, ucl = out_lcl[row, begin:end], out_ucl[row, begin:end]
+            beyond = _limit(c_now, n_now, centre, sigma_z, float(spec["k"]), scratch, lcl, ucl)
+            last_z = _classify(scratch, last_z, samples, now)
             signals = _flag(found, beyond, now, past, spec)
-            for j in range(samples):
-                out_flags[row, begin + j] = 0
-            if signals != _NOTHING:
-                for j in range(samples):
-                    if (signals >> np.uint64(j)) & _ONE:
-                        flags = 0
-                        for r in range(8):
-                            flags |= signed((found[r] >> np.uint64(j)) & _ONE) << r
-                        out_flags[row, begin + j] = flags
+            _spread(found, signals, out_flags[row, begin:end])
         _close(slot, now, past, samples, last_z)
         skipped = max(0, last - first - width)
         slot["head"] = (signed(slot["head"]) + skipped) % width
         for column in range(first + skipped, last):
+            count, n = counts[row, column], units[row, column]
             usable = 0 if signed(out_flags[row, column]) & RULE_1 else 1
             ordinal = signed(ordinals[k]) + column - first
-            push(
-                slot,
-                sums[s],
-                row_of(window, s),
-                width,
-                counts[row, column],
-                units[row, column],
-                ordinal,
-                usable,
-                False,
-            )
+            push(slot, sums[s], row_of(window, s), width, count, n, ordinal, usable, False)

@@ -40,10 +40,9 @@ def spots(texts: Sequence[tuple[float, float, str, bool]], taken: Sequence[Box],
                     bottom = y + (5 + 6 * step) if up else y - (5 + 6 * step) - high
                     box = Box(x + aside, bottom, x + aside + wide, bottom + high)
                     outside = wide * high - box.overlap(within)
-                    covers = sum(box.overlap(other) for other in (*taken, *found)) + 3 * outside
-                    price = (
-                        covers + 9 * step + (6 if up is not above else 0) + (0 if aside == -wide / 2 else 2)
-                    )
+                    covers = sum(box.overlap(other) for other in (*taken, *found)) + 2 * outside
+                    moved = 9 * step + 6 * (up is not above) + 2 * (aside != -wide / 2)
+                    price = 8 * covers + moved
                     if price < cost:
                         best, cost = box, price
         assert best is not None

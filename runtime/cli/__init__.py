@@ -26,7 +26,7 @@ def main() -> int:
         from runtime.supervisor import main as run
 
         return guarded(lambda: run(argv[1:]))
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy: more are slower, and no process needs them
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy: more are slower
     from runtime.cli.app import execute
 
     obey_interrupts()

@@ -490,7 +490,7 @@ class Chart:
                 verdict = self._predicted(spec, verdict, usable, count, units)
         if centre is None or in_phase_one:
             self.cusum = self.ewma = self.typical_units = None
-        if spec.limits == "laney":
+        if centre is None or spec.limits == "laney":
             self.mark = 0
         flags = verdict.flags & sum(1 << (rule - 1) for rule in spec.rules)
         self.remembered.append(Sample(count, units, ordinal, in_phase_one or not flags & 1, z))

@@ -11,7 +11,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from kernels.dispersion import D2, NONE, OVERDISPERSED, UNDERDISPERSED, expected_sigma_z, mark, scatter
+from kernels.dispersion import (
+    NONE,
+    OVERDISPERSED,
+    RANGE_PER_SIGMA,
+    UNDERDISPERSED,
+    expected_sigma_z,
+    mark,
+    scatter,
+)
 from tests.kernels.streams import EXAMPLES
 
 LOOKS = 30 * EXAMPLES
@@ -25,7 +33,7 @@ def sigma_z_and_mean(
     centres = np.full(len(counts), centre) if centre else counts.sum(axis=1) / units.sum(axis=1)
     sigma = np.sqrt(np.maximum(centres, 1e-9)[:, None] / units)
     z = (counts / units - centres[:, None]) / sigma
-    return np.abs(np.diff(z, axis=1)).mean(axis=1) / D2, centres * units.mean(axis=1)
+    return np.abs(np.diff(z, axis=1)).mean(axis=1) / RANGE_PER_SIGMA, centres * units.mean(axis=1)
 
 
 def marks(

@@ -137,6 +137,7 @@ def test_the_runbook_has_a_section_for_each_command_of_operators_and_names_only_
     assert told == commands.keys() - {
         "run",
         "demo",
+        "chart",
         "publish",
         "verdicts",
         "alarms",

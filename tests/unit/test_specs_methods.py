@@ -106,7 +106,8 @@ def test_a_document_of_an_older_version_means_what_it_meant() -> None:
     )
     names = [name for name in state.SPEC.names or () if name not in ("again_ns", "end_after")]
     ours, theirs = np.array([row], state.SPEC), np.array([plain], state.SPEC)
-    assert ours[names].tolist() == theirs[names].tolist()
+    for name in names:
+        assert np.array_equal(ours[name], theirs[name]), name
 
 
 def test_the_numbers_of_the_words_and_the_ranges_are_those_of_the_kernels() -> None:
@@ -213,7 +214,7 @@ _REFUSED = [
     ("cusum: {rate: 2}", "field 'cusum.rate' is unknown; did you mean 'ratio'?"),
     ("cusum: {ratio: 1}", "cusum.ratio 1.0 must be in 1.05 ... 10"),
     ("cusum: {ratio: .inf}", "cusum.ratio inf is not a finite number"),
-    ("cusum: {head_start: 1}", "cusum.head_start 1.0 must be in 0 ... 0.9"),
+    ("cusum: {head_start: 1}", "cusum.head_start 1.0 must be in 0 ... 0.5"),
     ("cusum: {arl0: 5}", "cusum.arl0 5.0 must be in 20 ... 100000"),
     ("ewma: {weight: 0}", "ewma.weight 0.0 must be in 0.01 ... 1"),
     ("ewma: {arl0: 1e6}", "ewma.arl0 1000000.0 must be in 20 ... 100000"),

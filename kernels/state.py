@@ -372,7 +372,7 @@ def spec_row(
     screens: bool = False,
     predicts: bool = False,
     tests: bool = False,
-    counts: RuleCounts = NELSON,
+    counts: tuple[int, ...] = NELSON,
     cusum_ratio: float = 1.0,
     cusum_head_start: float = 0.5,
     ewma_weight: float = 0.0,
@@ -402,7 +402,7 @@ def spec_row(
     numbers = (k, alpha, centre, sigma_z, sigma_z_floor, math.log(cusum_ratio), cusum_head_start, ewma_weight)
     plain = limits == Limits.THREE_SIGMA and design < 0 and not tests
     flags = (int(limits), int(screens), int(predicts), int(tests))
-    quick = quick_masks(rules, counts)
+    quick = quick_masks(rules, RuleCounts(*counts))
     return (
         *numbers, basis, phase_one, minimum, design, rules, *flags, *counts, int(plain), quick,
         again_reports, end_after, again_ns,

@@ -81,7 +81,7 @@ def draw_u(axes: Axes, frame: Frame) -> None:
     style = {"marker": "x", "markersize": size + 5, "markeredgewidth": 1.3, "color": INK}
     _dots(axes, frame, left_out, drawn, label="left out of the baseline", **style)
     _beyond(axes, frame, top)
-    pass
+    _rule_numbers(axes, frame, labels(points, U_RULES), drawn)
     newest = points[-1]
     named = [("UCL", newest.ucl), ("centre", newest.centre), ("LCL", newest.lcl)]
     _ends(axes, [(name, value) for name, value in named if value is not None])

@@ -15,13 +15,24 @@ MODULE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 70
 
 PURE = {
+    "alarms": ("runtime.specs", "runtime.wire"),
     "examine": ("runtime.wire", "runtime.names", "runtime.judge"),
     "frames": (),
     "intake": ("runtime.frames",),
     "names": (),
+    "outputs": (),
     "policy": ("runtime.names", "runtime.records", "runtime.ring"),
     "ring": (),
-    "specs": ("runtime.errors", "runtime.names"),
+    "specs": (
+        *("runtime.errors", "runtime.names"),
+        *("runtime.specs_designs", "runtime.specs_methods", "runtime.specs_problems"),
+    ),
+    "specs_adopt": ("runtime.specs", "runtime.specs_methods"),
+    "specs_advice": ("runtime.specs", "runtime.specs_adopt", "runtime.specs_methods"),
+    "specs_designs": ("runtime.specs_methods",),
+    "specs_methods": (),
+    "specs_problems": ("runtime.specs", "runtime.specs_methods"),
+    "specs_text": ("runtime.specs", "runtime.specs_methods", "runtime.specs_problems"),
     "stored": (),
     "wire": ("runtime.names",),
 }

@@ -43,11 +43,12 @@ def load(folder: Path) -> tuple[float, float, list[tuple[str, str, float]]]:
 
 
 def test_loading(benchmark: Any, tmp_path: Path) -> None:
-    """Cold once, then warm, as the fork server does it."""
-    _, cold_s, compiled = load(tmp_path)
+    """Cold, then warm, as the fork server does it; the best of each."""
+    folders = [tmp_path / str(i) for i in range(1 if QUICK else 2)]
+    _, cold_s, compiled = min((load(folder) for folder in folders), key=lambda one: one[1])
     assert {source for _, source, _ in compiled} == {"compiled"}
-    rounds = [benchmark.pedantic(load, (tmp_path,), rounds=1)]
-    rounds += [load(tmp_path) for _ in range(1 if QUICK else 9)]
+    rounds = [benchmark.pedantic(load, (folders[0],), rounds=1)]
+    rounds += [load(folders[0]) for _ in range(1 if QUICK else 9)]
     assert {source for _, _, found in rounds for _, source, _ in found} == {"cache"}
     imported_s, warm_s, _ = min(rounds, key=lambda one: one[1])
     longest = max(compiled, key=lambda kernel: kernel[2])

@@ -59,9 +59,7 @@ def chart(
     chart: Annotated[str, typer.Argument(help="Name of the chart.")],
     last: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="The newest N samples.  [default: all stored; in a terminal as many as have a column]"
-        ),
+        typer.Option(min=1, help="The newest N samples; else all, in a terminal as many as have a column."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write a picture: a file .png or .svg.")] = None,
     time: Annotated[bool, typer.Option("--time", help="Over time, not over report numbers.")] = False,

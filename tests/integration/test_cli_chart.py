@@ -123,8 +123,8 @@ def test_the_specs_of_the_newest_sample_are_in_the_small_print(cli: Cli, tmp_pat
         revisions.append(int(cli("specs", "apply", str(file))[1].rpartition(" ")[2]))
     for revision, told in zip((*revisions, 0), ("; 2 sigma; ", "; 2.5 sigma; ", "; 3 sigma; "), strict=True):
         assert told in small_print(cli, revision)
-    bucket = f"STREAM.MSG.DELETE.KV_{cli.settings.nats_kv_chart_specs}"
-    cli.with_server(lambda connection: connection.api(bucket, {"seq": revisions[0]}))
+    purge = f"STREAM.PURGE.KV_{cli.settings.nats_kv_chart_specs}"
+    cli.with_server(lambda connection: connection.api(purge, {"seq": revisions[1]}))
     for revision in (revisions[0], 99):
         assert "sigma" not in small_print(cli, revision), "a revision that is not kept is not described"
 

@@ -13,17 +13,22 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-KERNELS = {"judge", "undo", "restore"}
+KERNELS = {"tails", "quantiles", "judge", "alert", "undo", "restore", "sweep"}
+LOADED_MS_MAX = 1000.0
+"""All kernels from a warm cache, in CPU time, for a busy machine takes longer; 300 to 500 seen."""
 
 PROGRAM = """
-import json, os, sys
-import kernels.judge
+import json, os, sys, time
+import numba
+started = time.process_time()
+import kernels.judge, kernels.sweep
+loaded_ms = (time.process_time() - started) * 1e3
 from kernels import jit
 before = sorted(os.listdir(folder)) if os.path.isdir(folder := str(jit.cache_folder())) else []
 written = [path.name for path in jit.warm()] if "warm" in sys.argv else []
 print(json.dumps({
     "sources": {status.name: status.source for status in jit.status()},
-    "took_ms": sum(status.took_ms for status in jit.status()),
+    "loaded_ms": loaded_ms,
     "misses": jit.misses(),
     "before": before,
     "written": written,
@@ -37,7 +42,7 @@ class Process:
     """What a process that imported the kernels reported."""
 
     sources: dict[str, str]
-    took_ms: float
+    loaded_ms: float
     misses: int
     before: list[str]
     written: list[str]
@@ -53,7 +58,7 @@ def start(folder: Path, *arguments: str, **environment: str) -> Process:
         env={**os.environ, "NUMBA_CACHE_DIR": str(folder), "NUMBA_CPU_NAME": "x86-64-v3", **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
@@ -100,7 +105,7 @@ def test_the_next_process_only_loads(warm_folder: Path, first: Process) -> None:
     second = start(warm_folder, "warm")
     assert second.sources == dict.fromkeys(KERNELS, "cache")
     assert (second.misses, second.written, second.log) == (0, [], "")
-    assert second.took_ms < first.took_ms / 3
+    assert second.loaded_ms < min(LOADED_MS_MAX, first.loaded_ms / 10)
     assert files == {path.name: path.stat().st_mtime_ns for path in warm_folder.iterdir()}
 
 
@@ -115,9 +120,35 @@ def test_a_damaged_file_is_named_and_compiled_anew(warm_folder: Path, tmp_path: 
         content = path.read_bytes()
         (tmp_path / path.name).write_bytes(content[:-1] if path.name.startswith("undo") else content)
     process = start(tmp_path)
-    assert process.sources == {"judge": "cache", "restore": "cache", "undo": "compiled"}
+    assert process.sources == dict.fromkeys(KERNELS, "cache") | {"undo": "compiled"}
     assert "undo-" in process.log
     assert "damaged" in process.log
+
+
+def modules_after(code: str) -> set[str]:
+    """What is loaded after some code in a process of its own."""
+    ran = subprocess.run(
+        [sys.executable, "-c", f"import sys; {code}; print(*sys.modules)"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=True,
+    )
+    return set(ran.stdout.split())
+
+
+def test_the_package_alone_loads_neither_numba_nor_numpy() -> None:
+    """Its names load their modules at first use; the layout takes NumPy."""
+    assert not {"numba", "numpy"} & modules_after("import kernels")
+    assert "numba" not in modules_after("import kernels.state")
+
+
+def test_the_fork_server_loads_the_kernels_of_a_worker_and_no_others() -> None:
+    """Those of a stream are there before the first fork; sweeps, designs and notebooks are not."""
+    loaded = {name for name in modules_after("import runtime.worker") if name.startswith("kernels.")}
+    assert "kernels.judge" in loaded
+    assert not loaded & {f"kernels.{name}" for name in ("sweep", "charts", "one_chart", "design")}
 
 
 def test_the_kernels_judge_the_same_with_the_jit_off() -> None:
@@ -125,15 +156,18 @@ def test_the_kernels_judge_the_same_with_the_jit_off() -> None:
     ran = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error"),
-            *("tests/kernels/test_judge.py", "tests/kernels/test_undo.py", "tests/kernels/test_restore.py"),
-            "tests/kernels/test_exact.py",
-            *("-k", "not finite", "--tb=short"),
+            *(f"tests/kernels/test_{name}.py" for name in PLAIN),
+            *("-k", "not finite and not corners and not restart_at_any_report", "--tb=short"),
         ],
         cwd=ROOT,
-        env={**os.environ, "NUMBA_DISABLE_JIT": "1", "KERNEL_EXAMPLES": "3"},
+        env={**os.environ, "NUMBA_DISABLE_JIT": "1", "KERNEL_EXAMPLES": "2"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+PLAIN = ("judge", "alert", "undo", "restore", "charts", "exact", "prediction", "dispersion")
+"""Tests that plain Python passes in a few seconds each."""

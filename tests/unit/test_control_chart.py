@@ -134,13 +134,13 @@ def test_a_segment_is_of_one_stage_and_one_phase() -> None:
         point(2, phase=1),
         point(3, phase=1),
         point(4),
-        point(5, phase=0, stage=5),
+        point(5, stage=5),
     ]
     assert chart_of(*points).segments(Axis.REPORT) == [
         Segment(0, 0, 0, [0.5, 1.5]),
         Segment(1, 2, 1, [1.5, 2.5, 3.5]),
         Segment(3, 3, 2, [3.5, 4.5]),
-        Segment(4, 4, 0, [4.5, 5.5]),
+        Segment(4, 4, 2, [4.5, 5.5]),
     ]
 
 
@@ -188,6 +188,8 @@ def test_values_far_from_zero_have_an_axis_without_zero_and_any_chart_has_one() 
     assert 900 < low < 990
     assert 1010 < high < 1100
     assert u_range([]) == (0.0, 1.0)
+    assert u_range([point(1, u=2.0, lcl=0.5, ucl=4.0)])[0] == 0.0, "not far from zero"
+    assert u_range([point(1, u=0.3, lcl=None, ucl=None)])[0] == 0.0, "a single sample"
     low, high = u_range([point(1, u=0.0, lcl=0.0, ucl=0.0)])
     assert low < high
 

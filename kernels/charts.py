@@ -53,7 +53,8 @@ from kernels.sweep import CLASSES, WORD, sweep
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[Any]
 
-SETTLED = 15
+LINE_BYTES = 64
+SETTLED = 14
 """Samples in a row after which every rule's pattern lies within what was just replayed."""
 
 
@@ -179,6 +180,17 @@ class Judged:
         return found[:, 0] if self.flags.ndim == 1 else found
 
 
+class _Rows:
+    """What a replay asks of the spec of each chart."""
+
+    def __init__(self, rows: npt.NDArray[np.void]) -> None:
+        steady = (rows["plain"] == 1) | (rows["limits"] == int(Limits.LANEY)) & (rows["design"] < 0)
+        self.are_steady = bool((steady & (rows["tests"] == 0)).all())
+        """Whether all have limits of k sigma, and nothing else is asked for."""
+        self.basis = rows["basis"].copy()
+        self.some_given = bool((self.basis & KIND_MASK == int(Baseline.GIVEN)).any())
+
+
 class Charts:
     """``count`` charts in memory, ``window`` samples each (24 bytes a sample)."""
 
@@ -202,10 +214,10 @@ class Charts:
                 raise ValueError(f"specs[{i}]: phase_one {spec.phase_one} is above the window {window}")
         self.specs = tuple(specs)
         self._rows, self._designs = _compiled(self.specs)
-        self.state = np.zeros(count, SLOT)
-        self.sums = np.zeros(count, SUMS)
-        self.carried = np.zeros(count, CARRIED)
-        self.window = np.zeros((count, window), ENTRY)
+        self.state = _aligned(count, SLOT)
+        self.sums = _aligned(count, SUMS)
+        self.carried = _aligned(count, CARRIED)
+        self.window = _aligned(count * window, ENTRY).reshape(count, window)
         self.spec_of = np.zeros(count, np.int32)
         """Which of ``specs`` each chart is judged by; may be changed between calls."""
         self._next = np.ones(count, np.uint32)
@@ -247,9 +259,9 @@ class Charts:
             np.empty(shape, np.uint8),
             np.empty(shape, np.uint32),
         )
-        column = 0
+        column, rows = 0, _Rows(self._rows[self.spec_of])
         while column < shape[1]:
-            column = self._sweep(found, counts_f, units_f, column) or self._step(
+            column = self._sweep(found, counts_f, units_f, column, rows) or self._step(
                 found, counts_f, units_f, column
             )
         return found
@@ -336,18 +348,17 @@ class Charts:
             getattr(found, name)[:, column] = getattr(judged, name)
         return column + 1
 
-    def _sweep(self, found: Judged, counts: Floats, units: Floats, column: int) -> int:
+    def _sweep(self, found: Judged, counts: Floats, units: Floats, column: int, rows: _Rows) -> int:
         """As many columns as can be swept, or 0: the next column."""
-        state, rows = self.state, self._rows[self.spec_of]
-        plain = (rows["plain"] == 1) | (rows["limits"] == int(Limits.LANEY)) & (rows["design"] < 0)
-        plain &= (state["fixed"] == 1) & (state["mark"] == 0) & (state["tracks"] == 0) & (rows["tests"] == 0)
-        plain &= (state["basis"] == rows["basis"]) & (self.window.shape[1] >= SETTLED)
-        plain &= self._next - state["stage"] >= SETTLED
+        state = self.state
+        if not rows.are_steady or self.window.shape[1] < SETTLED:
+            return 0
+        plain = (state["fixed"] == 1) & (state["mark"] == 0) & (state["tracks"] == 0)
+        plain &= (state["basis"] == rows.basis) & (self._next - state["stage"] >= SETTLED)
         if not plain.all() or not (self._next == self._next[0]).all():
             return 0
         ordinal, last = int(self._next[0]), counts.shape[1]
-        given = rows["basis"] & KIND_MASK == int(Baseline.GIVEN)
-        if given.any():  # their scatter is looked at now and then
+        if rows.some_given:  # their scatter is looked at now and then
             last = min(last, column + -ordinal % DIAGNOSE_EVERY)
         if last == column:
             return 0
@@ -362,6 +373,13 @@ class Charts:
         found.stage[:, column:last] = state["stage"][:, None]
         self._next += np.uint32(last - column)
         return int(last)
+
+
+def _aligned(count: int, dtype: np.dtype[Any]) -> npt.NDArray[np.void]:
+    """Zeros that begin with a cache line: a slot is one, and would else lie in two."""
+    raw = np.zeros(count * dtype.itemsize + LINE_BYTES, np.uint8)
+    first = -raw.ctypes.data % LINE_BYTES
+    return raw[first : first + count * dtype.itemsize].view(dtype)
 
 
 def _compiled(specs: Sequence[Spec]) -> tuple[npt.NDArray[np.void], Floats]:

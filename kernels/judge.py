@@ -179,13 +179,16 @@ def judge(
     is not 0, a detail (which tells its parts as well).
     """
     n, width = ops.shape[0], window.shape[1]
-    last_journal = journal.shape[0] - 1
+    last_journal, journals = journal.shape[0] - 1, journal.shape[0] >= n
     tables = numbers_of(designs)
     for i in range(n):
         _hint(i, n, slots, state, window)
+        if i + SLOT_AHEAD < n and specs[signed(spec_ids[i + SLOT_AHEAD])]["plain"] == 0:
+            prefetch(carried[signed(slots[i + SLOT_AHEAD])])
         s = signed(slots[i])
         slot, past = state[s], journal[min(i, last_journal)]
-        past["slot"], past["index"] = slot, s
+        if journals:
+            past["slot"], past["index"] = slot, s
         u = centre = lower = upper = math.nan
         flags, phase, stage, parts = 0, LEARNING, 0, 0
         if ops[i] == RESET:

@@ -28,7 +28,7 @@ from kernels.chart import (
 from kernels.jit import rare, signed
 from kernels.memory import entry_at
 from kernels.prediction import prediction
-from kernels.runs import RULE_1, confirmed, moving_runs, next_registers, standardised
+from kernels.runs import RULE_1, fixed_runs, moving_runs, next_registers, standardised
 from kernels.shifts import shifts
 from kernels.state import (
     DIAGNOSE_EVERY,
@@ -241,7 +241,7 @@ def against(
         flags |= moving_runs(slot, row, width, z, centre, sigma_z, spec)
     else:
         next_registers(slot, z)
-        flags |= confirmed(slot, row, width, since, spec)
+        flags |= fixed_runs(slot, row, width, since, spec)
     if phase == PHASE_TWO and (spec["cusum_log_ratio"] > 0.0 or spec["ewma_weight"] > 0.0):
         baseline_units = 0.0
         if moves:

@@ -96,6 +96,16 @@ def _hint(i: int, n: int, slots: I4, state: Records, window: Records) -> None:
 
 
 @device
+def _hint_all(
+    i: int, n: int, slots: I4, spec_ids: I4, specs: Records, state: Records, carried: Records, window: Records
+) -> None:
+    _hint(i, n, slots, state, window)
+    later = i + SLOT_AHEAD
+    if later < n and specs[signed(spec_ids[later])]["plain"] == 0:
+        prefetch(carried[signed(slots[later])])
+
+
+@device
 def _is_plain(slot: Any, spec: Any, ordinal: int, depth: int) -> bool:
     """Whether a sample needs nothing but the slot: its stage goes on, its centre is fixed, its limits are k
     sigma, and nothing else is asked for."""
@@ -178,13 +188,10 @@ def judge(
     (``Phase``), stage (ordinal of the first sample of the sample's stage; 0 for a reset), and where parts
     is not 0, a detail (which tells its parts as well).
     """
-    n, width = ops.shape[0], window.shape[1]
+    n, width, tables = ops.shape[0], window.shape[1], numbers_of(designs)
     last_journal, journals = journal.shape[0] - 1, journal.shape[0] >= n
-    tables = numbers_of(designs)
     for i in range(n):
-        _hint(i, n, slots, state, window)
-        if i + SLOT_AHEAD < n and specs[signed(spec_ids[i + SLOT_AHEAD])]["plain"] == 0:
-            prefetch(carried[signed(slots[i + SLOT_AHEAD])])
+        _hint_all(i, n, slots, spec_ids, specs, state, carried, window)
         s = signed(slots[i])
         slot, past = state[s], journal[min(i, last_journal)]
         if journals:

@@ -4,9 +4,9 @@
 10 million samples/s, charts in order 40 million; with Laney's limits, exact limits or a CUSUM 4 million each.
 The baseline of the same run is the least that an update must touch (``full_arena.least``).
 
-``replay``, 2,000 charts x 256 points against a given centre. Promised: 40 million points/s, and 5 times a plain
-NumPy oracle, whole matrices in windows that slide. Beside it, without a promise: NumPy at its best, where runs
-double; and what a sum over a large array reads a second. All find the same flags and limits.
+``replay``, 2,000 charts x 256 points against a given centre. Promised: 40 million points/s, and 5 times a
+plain NumPy oracle, whole matrices in windows that slide. Beside it, without a promise: NumPy at its best,
+where runs double; and what a sum over a large array reads a second. All find the same flags and limits.
 
 Inputs are drawn with SEED; checksums are CRC-32 over outputs.
 """

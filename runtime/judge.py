@@ -101,7 +101,7 @@ class Judge:
         self._basis: NDArray[np.uint32] = np.empty(0, dtype=np.uint32)
         self._rules = AlarmRules(cache.specs)
         slots = cache.arena.journal["slot"]
-        self._was_open, self._newest = slots["alarmed"], slots["newest"]
+        self._was_open = slots["alarmed"]
         """(flights, samples), of each sample's chart before it."""
         self._out = Outputs(min(BATCH_SAMPLES_MAX, cache.arena.shape.samples))
         partitions = range(cache.names.partitions)
@@ -290,13 +290,8 @@ class Judge:
         alarm either."""
         n, out, arena, rules = len(ops), self._out, self.cache.arena, self._rules
         flags, was_open = out.flags[:n], self._was_open[flight.region, :n]
-        any_open = np.count_nonzero(was_open)  # a fifth of the time that any() takes
-        if not any_open and not np.count_nonzero(flags):
+        if not np.count_nonzero(was_open) and not np.count_nonzero(flags):  # a fifth of the time of any()
             return None
-        if any_open:
-            # What is older than the history is forgotten there too: such an alarm ends without a word.
-            oldest = ordinals.astype(np.int64) - self.cache.depth
-            was_open[self._newest[flight.region, :n] < oldest] = 0
         signals = rules.signals(flags, spec_ids, work.lengths, out.parts[:n], out.details[:n])
         kernel.alert(
             ops,

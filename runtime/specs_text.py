@@ -176,7 +176,7 @@ def _value_problem(struct: type[Struct], field: str, value: Any, *, prefix: str 
     words = _words(field, wanted)
     for word in value.values() if field == "severity" and isinstance(value, dict) else (value,):
         if words and isinstance(word, str) and word not in words:
-            return f"{name} {word!r} is none of {', '.join(words)}{_near(word, words)}"
+            return f"{name} {word!r} is none of {', '.join(words)}{_meant(word, words)}"
     try:
         converted = msgspec.convert(value, wanted, strict=False)
     except msgspec.ValidationError as error:
@@ -211,5 +211,9 @@ def _opened(struct: type[Struct], entry: dict[Any, Any]) -> dict[str, Any]:
 
 def _near(word: str, known: Iterable[str]) -> str:
     known = list(known)
+    return _meant(word, known) or f"; known are {', '.join(known)}"
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
+    return f"; did you mean {close[0]!r}?" if close else ""

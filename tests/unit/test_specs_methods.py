@@ -324,3 +324,9 @@ def test_an_adopted_chart_keeps_its_methods_and_laney_limits_their_sigma_z() -> 
         "E", **given, centre=0.2, limits=Limits.EXACT, alpha=0.01, cusum=Cusum(), alarm=Alarm(fdr=0.1)
     )
     assert parse(to_yaml(adopted)) == adopted
+
+
+def test_the_known_words_are_told_once() -> None:
+    with pytest.raises(SpecsError) as refusal:
+        parse("default:\n  limits: poisson\n")
+    assert refusal.value.problems[0].endswith("limits 'poisson' is none of three_sigma, laney, exact, auto")

@@ -21,6 +21,8 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
 import msgspec
 from msgspec import Meta, Struct, field
 
+from runtime.config_cassandra import CassandraSettings
+from runtime.config_types import Age, File, Label, Seconds, Secret, Token
 from runtime.errors import SettingsError
 from runtime.names import Names
 
@@ -71,22 +73,7 @@ def _log_format() -> LogFormat:
     return LogFormat.CONSOLE if terminal else LogFormat.JSON
 
 
-def _text(form: str, pattern: str) -> Meta:
-    return Meta(pattern=pattern, extra={"form": form})
-
-
-Seconds = Annotated[float, Meta(gt=0, le=86_400)]
-Age = Annotated[int, Meta(ge=1, le=10 * 366 * 86_400)]
-File = Annotated[str, Meta(extra={"file": True})]
-Secret = Annotated[str, Meta(extra={"secret": True})]
-Token = Annotated[str, _text("a word of letters, digits, - and _", r"^[A-Za-z0-9_-]{1,64}\Z")]
-Label = Annotated[
-    str,
-    _text("letters, digits, -, _ and dots inside", r"^[A-Za-z0-9_-]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?\Z"),
-]
-
-
-class Settings(Struct, frozen=True, kw_only=True):
+class Settings(CassandraSettings, frozen=True, kw_only=True):
     """Every setting; units come last in the names: ``_s`` seconds, ``_mb`` 10^6 bytes."""
 
     # The way to NATS.
@@ -361,8 +348,6 @@ def _check_scope(s: Settings) -> None:
     if len(s.ids) < s.max_defenders:
         problem = f"{s.id_range!r} has fewer IDs than MAX_DEFENDERS ({s.max_defenders}): widen it"
         raise SettingsError("ID_RANGE", problem)
-    if s.history is History.CASSANDRA:
-        raise SettingsError("HISTORY", "'cassandra' is not in this version: set it to 'jetstream'")
 
 
 _URL: Final = re.compile(

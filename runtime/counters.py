@@ -71,6 +71,20 @@ class Counter(IntEnum):
     """Chambers copied from the memory of their owner."""
     TRANSFERS_FAILED = 27
     """Copies that were to come from their owner's memory, and were read from the history."""
+    HISTORY_DOWN = 28
+    """1 while the store of the history takes nothing and reports wait for it, else 0."""
+    HISTORY_ROWS = 29
+    """Reports stored in Cassandra."""
+    HISTORY_RETRIES = 30
+    """Requests to Cassandra that failed and were sent again."""
+    HISTORY_APPENDS = 31
+    """Appends to the history that returned."""
+    HISTORY_APPEND_US = 32
+    """Sum of the durations of these appends, µs."""
+    HISTORY_REPAIRED = 33
+    """Reports that Cassandra lacked and the stream of verdicts had."""
+    REBUILD_LEFT = 34
+    """Chambers of the worker's partitions that are still to be read from the history."""
 
 
 GAUGES: Final = frozenset(
@@ -83,6 +97,8 @@ GAUGES: Final = frozenset(
         Counter.WAITING,
         Counter.INBOX,
         Counter.SPEC_REVISION,
+        Counter.HISTORY_DOWN,
+        Counter.REBUILD_LEFT,
     }
 )
 
@@ -95,7 +111,7 @@ LATENCY_BUCKETS: Final = len(LATENCY_BOUNDS_MS) + 1
 _WORD_BYTES: Final = 8
 _LINE_WORDS: Final = 8
 _MAGIC: Final = 0x746664632D626F61  # "tfdc-boa"
-_LAYOUT: Final = 2
+_LAYOUT: Final = 3
 _HEADER_WORDS: Final = 8
 _DEADLINE: Final = 4
 _REJECTED: Final = len(Counter)

@@ -66,6 +66,19 @@ class ResourceDiffers(DefenderError):
     exit_code = 78
 
 
+class HistoryUnreachable(DefenderError):
+    """No node of the history's store answered."""
+
+    exit_code = 69
+    temporary = True
+
+
+class HistoryDiffers(DefenderError):
+    """The history's store has no schema, one of another version, or rows that this version cannot read."""
+
+    exit_code = 78
+
+
 class Fenced(DefenderError):
     """The lease ran out, or another holds the ID: nothing may be published any more."""
 

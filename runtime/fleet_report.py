@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from runtime.fleet_snapshot import LeaderSeen, Snapshot, natural
 from runtime.identity import Claim
-from runtime.membership import Heartbeat, State
+from runtime.membership import Heartbeat, Load, State
 from runtime.records import Frozen, Tracks
 
 SILENT: Final = "silent"
@@ -46,6 +46,10 @@ class FleetRow(Struct, frozen=True):
     samples: int = 0
     cache_used: float = 0.0
     warm: bool = False
+    history_down: bool = False
+    """Whether the history of one of its workers takes nothing."""
+    rebuild_left: int = 0
+    """Chambers that it serves, and whose charts are still to be read from the history."""
     remark: str = ""
 
 
@@ -150,6 +154,7 @@ def _row(snapshot: Snapshot, stable_id: str | None, pod: Claim | Heartbeat, rema
     age_s, load = snapshot.age_s(pod.pod_uid), beat.load if beat else None
     owns = snapshot.owned_by.get(pod.pod_uid, [])
     told = load.lag if load else 0
+    now = load if load is not None and snapshot.lives(pod.pod_uid) else Load()
     return FleetRow(
         stable_id=stable_id,
         state=beat.state.value if beat and snapshot.lives(pod.pod_uid) else SILENT,
@@ -164,8 +169,19 @@ def _row(snapshot: Snapshot, stable_id: str | None, pod: Claim | Heartbeat, rema
         samples=load.samples if load else 0,
         cache_used=load.slots_used / load.slots_total if load and load.slots_total else 0.0,
         warm=beat.warm if beat else False,
-        remark=remark,
+        history_down=now.history_down,
+        rebuild_left=now.rebuild_left,
+        remark="; ".join(filter(None, (remark, *_of_history(now)))),
     )
+
+
+def _of_history(load: Load) -> list[str]:
+    """What keeps the reports of a living pod waiting, or some of them."""
+    remarks = ["history is down"] if load.history_down else []
+    if load.rebuild_left:
+        chambers = "chamber" if load.rebuild_left == 1 else "chambers"
+        remarks.append(f"rebuilding: {load.rebuild_left:,} {chambers} left")
+    return remarks
 
 
 # --- the whole ----------------------------------------------------------------------------------
@@ -208,6 +224,8 @@ def trouble(snapshot: Snapshot) -> list[str]:
         problems.append(f"partition {partition} is served by {pods}")
     if snapshot.unserved:
         problems.append(f"owned, but not served by their owners: {numbers(snapshot.unserved)}")
+    if down := _history_down(snapshot):
+        problems.append(f"the history is down, reports wait: {named(down)}")
     if snapshot.silent:
         problems.append(f"holders that are silent: {named(snapshot.silent)}")
     if snapshot.vacancies:
@@ -221,6 +239,12 @@ def trouble(snapshot: Snapshot) -> list[str]:
     elif snapshot.leader.mass_loss:
         problems.append("the leader changes nothing: too many holders are silent at once")
     return problems
+
+
+def _history_down(snapshot: Snapshot) -> list[str]:
+    """The living pods whose history takes nothing, by stable ID where they have one."""
+    beats = (beat for uid, beat in snapshot.heartbeats.items() if snapshot.lives(uid))
+    return sorted((beat.stable_id or beat.pod_name for beat in beats if beat.load.history_down), key=natural)
 
 
 def numbers(partitions: Iterable[int], most: int = 12) -> str:

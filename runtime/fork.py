@@ -21,9 +21,11 @@ from types import ModuleType
 from typing import Any, Final
 
 from runtime import log
-from runtime.config import Settings
+from runtime.config import History, Settings
 
 _WORKER: Final = "runtime.worker"
+_CASSANDRA: Final = "runtime.history.cassandra"
+"""With the driver, whose import takes 0.2 s; it starts no thread before a worker connects."""
 
 
 class Descriptor:
@@ -56,13 +58,14 @@ class Start:
     board: Descriptor
 
 
-def start_server(kernel_cache: str) -> None:
+def start_server(settings: Settings) -> None:
     """Starts the fork server, which loads the kernels while the supervisor goes on with its claim."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # importing numpy would start threads
-    if kernel_cache:
-        os.environ["NUMBA_CACHE_DIR"] = kernel_cache
+    if settings.numba_cache_dir:
+        os.environ["NUMBA_CACHE_DIR"] = settings.numba_cache_dir
     context: Any = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([_WORKER])
+    store = [_CASSANDRA] if settings.history is History.CASSANDRA else []
+    context.set_forkserver_preload([_WORKER, *store])
     forkserver.ensure_running()
 
 

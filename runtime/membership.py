@@ -50,6 +50,10 @@ class Load(msgspec.Struct, frozen=True, omit_defaults=True):
     lag: int = 0
     slots_used: int = 0
     slots_total: int = 0
+    history_down: bool = False
+    """Whether the history of a worker takes nothing, so that its reports wait in NATS."""
+    rebuild_left: int = 0
+    """Chambers that are served, and whose charts are still to be read from the history."""
 
 
 class Heartbeat(msgspec.Struct, frozen=True, omit_defaults=True):

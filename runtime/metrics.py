@@ -20,6 +20,7 @@ from prometheus_client.core import (
     HistogramMetricFamily,
     InfoMetricFamily,
     Metric,
+    SummaryMetricFamily,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
@@ -83,6 +84,13 @@ _TOTALS: Final = (
     (Counter.CACHE_MISSES, "defender_cache_misses", "Charts not found in the cache."),
     (Counter.EVICTIONS, "defender_cache_evictions", "Charts that made room for others."),
     (Counter.HISTORY_READS, "defender_history_reads", "Reads of the history on a cache miss."),
+    (Counter.HISTORY_ROWS, "defender_history_rows", "Reports stored in Cassandra."),
+    (Counter.HISTORY_RETRIES, "defender_history_retries", "Requests to Cassandra that were sent again."),
+    (
+        Counter.HISTORY_REPAIRED,
+        "defender_history_repaired",
+        "Reports that Cassandra lacked and the stream of verdicts had.",
+    ),
     (Counter.REBUILT_REPORTS, "defender_rebuilt_reports", "Reports read from the history to rebuild charts."),
     (Counter.TRANSFERRED, "defender_transferred_chambers", "Chambers copied from the memory of their owner."),
     (Counter.TRANSFERS_FAILED, "defender_transfers_failed", "Copies that the owner could not give."),
@@ -96,6 +104,8 @@ _WORKER_GAUGES: Final = (
     (Counter.WAITING, "defender_worker_waiting", "Messages that wait for a read of the history."),
     (Counter.INBOX, "defender_worker_inbox", "Messages received and not yet judged."),
     (Counter.SPEC_REVISION, "defender_worker_spec_revision", "Revision of the chart specs in use."),
+    (Counter.HISTORY_DOWN, "defender_history_down", "1 while the history takes nothing and reports wait."),
+    (Counter.REBUILD_LEFT, "defender_rebuild_chambers_left", "Chambers still to be read from the history."),
 )
 
 
@@ -141,6 +151,7 @@ class _PodCollector(Collector):
         yield from self._of_pod(now_ns)
         yield from self._totals()
         yield self._latency()
+        yield self._appends()
         yield from self._of_partitions()
         yield from self._of_workers(now_ns)
 
@@ -201,6 +212,15 @@ class _PodCollector(Collector):
             "From a report's receipt by the server to its stored verdict.",
             buckets=list(zip(bounds, cumulative, strict=True)),
             sum_value=sum_us / 1e6,
+        )
+
+    def _appends(self) -> Metric:
+        board = self._board
+        return SummaryMetricFamily(
+            "defender_history_append_seconds",
+            "Duration of an append to the history: a batch's reports, between its verdicts and its acks.",
+            count_value=board.total(Counter.HISTORY_APPENDS),
+            sum_value=board.total(Counter.HISTORY_APPEND_US) / 1e6,
         )
 
     def _of_partitions(self) -> Iterator[Metric]:

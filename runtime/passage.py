@@ -61,10 +61,12 @@ class Passage:
         board: Board,
         counters: WorkerCounters,
         fail: Callable[[BaseException], None],
+        missed: Callable[[str], None],
     ) -> None:
+        """*missed* is told of each chamber that it is going to read because a report of it waits."""
         self._settings, self._connection, self._history = settings, connection, history
         self._judge, self._cache, self._flights = judge, judge.cache, judge.flights
-        self._board, self._counters, self._fail = board, counters, fail
+        self._board, self._counters, self._fail, self._missed = board, counters, fail, missed
         self._names = settings.names
         self._intakes: dict[int, Intake] = {}
         """Of the partitions that are served, and of those that are being left."""
@@ -82,6 +84,8 @@ class Passage:
         self._chamber_reads = asyncio.Semaphore(CHAMBER_READS_MAX)
         self._pump_scheduled = False
         self._pulls, self._is_over = True, False
+        self._holds = False
+        """Whether nothing is pulled because the history takes nothing."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._landing = asyncio.Event()
         self._idle = asyncio.Event()
@@ -164,9 +168,12 @@ class Passage:
         return longest_s
 
     def gauge(self) -> None:
-        """Sets the counters that say how things stand."""
+        """Looks at how things stand, at intervals: sets the counters, and pulls while the history is up."""
         self._counters.set(Counter.INBOX, len(self._turns))
         self._counters.set(Counter.WAITING, len(self._reading))
+        held, self._holds = self._holds, bool(self._history.down)
+        if held and not self._holds:
+            self._refill([self._intakes[partition] for partition in self._taps])
 
     # --- in: deliver, judge ---------------------------------------------------------------------
 
@@ -259,6 +266,7 @@ class Passage:
         counters.add(Counter.CACHE_MISSES, len(batch.missing))
         for sample in batch.missing:
             self._reading[sample.chamber] = sample
+            self._missed(sample.chamber)
             self._start(self._read_chamber(sample))
         if settled:
             stored = self._connection.start_all(batch.verdicts) if batch.verdicts else None
@@ -301,6 +309,7 @@ class Passage:
             if sample.chamber not in self._made_up[sample.partition]
         }
         if chambers:
+            await self._history.make_up({chamber: partition for chamber, (partition, _) in chambers.items()})
             batch.alarms += await overdue_alarms(self._connection, self._history, self._settings, chambers)
             for chamber, (partition, _) in chambers.items():
                 self._made_up[partition].add(chamber)
@@ -331,7 +340,7 @@ class Passage:
         self._refill(intakes)
 
     def _refill(self, intakes: Iterable[Intake]) -> None:
-        if self._pulls:
+        if self._pulls and not self._holds:
             served = self._taps
             frames = [frame for intake in intakes if intake.partition in served for frame in intake.pulls()]
             if frames:

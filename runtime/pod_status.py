@@ -51,8 +51,10 @@ class PodStatus:
         self.claims += 1
 
     def let_go(self) -> None:
-        """No ID is held any more."""
+        """No ID is held any more, and the workers have left: their gauges are no longer true."""
         self.lease = self.pool = self.steward = None
+        for index in range(self.board.workers):
+            self.board.worker(index).reset_gauges()
 
     def rebuilt(self, word: pipes.Serving) -> None:
         """A worker serves partitions."""
@@ -68,10 +70,18 @@ class PodStatus:
         """Whether it could take over at once: a standby an ID, a holder outside the ring its partitions."""
         if not self.loaded or self.state is not State.ACTIVE:
             return self.loaded
-        return self.steward is not None and self._workers_ready() and not self.steward.not_copied()
+        if self.steward is None or not self._workers_ready() or self.history_down:
+            return False
+        return not self.steward.not_copied()
 
     def _workers_ready(self) -> bool:
         return self.pool is not None and all(h.state is WorkerState.READY for h in self.pool.handles)
+
+    @property
+    def history_down(self) -> list[int]:
+        """The workers whose history takes nothing at the moment."""
+        workers = self.board.workers if self.pool is not None else 0
+        return [index for index in range(workers) if self.board.worker(index).get(Counter.HISTORY_DOWN)]
 
     # --- probes ---------------------------------------------------------------------------------
 
@@ -80,12 +90,20 @@ class PodStatus:
         return []
 
     def started(self) -> list[str]:
-        if self.served or (self.state is State.STANDBY and self.loaded):
+        """A history that takes nothing ends the start, too: the restart that would follow mends nothing."""
+        if self.served or (self.state is State.STANDBY and self.loaded) or self.history_down:
             return []
-        return self.ready() or ["the workers have not served yet"]
+        return self._not_started()
 
     def ready(self) -> list[str]:
-        """A warm standby is ready; a holder when all that falls to it is served."""
+        """A warm standby is ready; a holder when all that falls to it is served, and its history takes it."""
+        nodes = self.settings.cassandra_contact_points
+        return self._not_started() + [
+            f"worker {index}: the history takes nothing (Cassandra at {nodes}); reports wait in NATS"
+            for index in self.history_down
+        ]
+
+    def _not_started(self) -> list[str]:
         why: list[str] = []
         if self.connection is None or not self.connection.is_connected:
             why.append(f"no connection to NATS at {self.settings.nats_servers}")
@@ -136,6 +154,8 @@ class PodStatus:
             lag=sum(lag for _, lag in owned.values()),
             slots_used=board.total(Counter.SLOTS_USED),
             slots_total=board.total(Counter.SLOTS_TOTAL),
+            history_down=bool(self.history_down),
+            rebuild_left=board.total(Counter.REBUILD_LEFT),
         )
         layout = self.view.layout if self.view is not None else None
         return Heartbeat(

@@ -146,6 +146,16 @@ class Readings:
         """Of each copy's rest to its work, so that all of them together keep to DUTY_MAX."""
         return self._copying / DUTY_MAX - 1.0
 
+    def begin(self, partition: int, before: int) -> bool:
+        """The partition is to be served with nothing of it in memory, unless a copy of it is (or is coming)
+        that may be used: then False, and `ready` finishes it."""
+        copy = self._copies.get(partition)
+        if copy is not None and copy.task is not None and self._may_use(copy, before):
+            return False
+        self.forget(partition)
+        self._cache.arena.partitions[partition] = arenas.PARTLY
+        return True
+
     async def ready(self, partition: int, before: int) -> int:
         """Returns when all of the partition that is stored is in memory, for the acquisition that replaced
         the epoch *before*; how many reports it read now."""

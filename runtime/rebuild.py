@@ -231,14 +231,19 @@ def _as(column: array[Any]) -> NDArray[Any]:
     return np.frombuffer(column, dtype=column.typecode)
 
 
-def restore_chamber(cache: Cache, name: str, partition: int, rows: Iterable[StoredVerdict]) -> Chamber:
-    """A chamber read on a miss, evicting others for it. Raises CacheFull; the cache is then unchanged."""
+def restore_chamber(
+    cache: Cache, name: str, partition: int, rows: Iterable[StoredVerdict], *, evict: bool = True
+) -> Chamber:
+    """A chamber read by itself, on a miss evicting others for it. Raises CacheFull; the cache is then
+    unchanged."""
+    if not evict and not cache.has_room(1):
+        raise CacheFull
     chamber = cache.add(name, partition)
     columns = _Columns()
     chamber.pins += 1
     try:
         for row in rows:
-            columns.add(cache, chamber, row, evict=True)
+            columns.add(cache, chamber, row, evict=evict)
             chamber.seq, chamber.ordinal = row.seq, row.ordinal
     except CacheFull:
         chamber.pins -= 1

@@ -32,6 +32,7 @@ from runtime import pipes
 from runtime.config import Settings
 from runtime.connection import Connection
 from runtime.counters import Board, Counter, WorkerCounters
+from runtime.filling import Filler
 from runtime.history import History, Rest
 from runtime.intake import Intake
 from runtime.judge import Judge
@@ -70,7 +71,11 @@ class Session:
         self.number, self.state = number, State.OPEN
         self._settings, self._connection = settings, connection
         self._cache, self._counters, self._say = judge.cache, counters, say
-        self._passage = Passage(settings, connection, history, judge, board, counters, self._break)
+        self._history = history
+        self._filler = Filler(self._cache, history, counters)
+        self._passage = Passage(
+            *(settings, connection, history, judge, board, counters), self._break, self._filler.leave
+        )
         self._readings = Readings(
             self._cache, history, settings.copies_max, lambda: self._passage.is_live, self._fetch
         )
@@ -78,6 +83,8 @@ class Session:
         """Of the partitions that are assigned."""
         self._coming: dict[int, asyncio.Task[None]] = {}
         """Partitions whose history is read, ahead or to be served, by the task that does it."""
+        self._filling: dict[int, asyncio.Task[None]] = {}
+        """Those that are served while their history is read."""
         self._leaving: set[int] = set()
         self._beside: set[asyncio.Task[None]] = set()
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -135,7 +142,7 @@ class Session:
         take seconds.
         """
         self.state = State.DRAINING
-        for task in self._coming.values():
+        for task in [*self._coming.values(), *self._filling.values()]:
             task.cancel()
         await self._passage.drain()
         self.state = State.OVER
@@ -202,15 +209,19 @@ class Session:
         return await fetch(page_of, partition, source.epoch, self._cache, rebuild, rest)
 
     def _stop_reading(self, partition: int) -> None:
-        coming = self._coming.pop(partition, None)
-        if coming is not None:
-            coming.cancel()
+        for tasks in (self._coming, self._filling):
+            task = tasks.pop(partition, None)
+            if task is not None:
+                task.cancel()
         self._readings.forget(partition)
 
     async def _take_on(self, found: pipes.Assignment, intake: Intake, begun_s: float) -> None:
-        """Serves a partition from when its history is in memory."""
+        """Serves a partition from when its history is in memory, or from now on where chambers are read alone."""
         partition, reports = found.partition, 0
-        if not self._readings.is_kept(partition, found.epoch):
+        is_kept = self._readings.is_kept(partition, found.epoch)
+        if not is_kept and self._history.reads_chambers and self._readings.begin(partition, found.before):
+            is_kept = True
+        if not is_kept:
             reports = await self._readings.ready(partition, found.before)
             took_s = time.monotonic() - begun_s
             self._counters.set(Counter.REBUILD_US, int(took_s * 1e6))
@@ -219,6 +230,8 @@ class Session:
         await self._passage.serve(intake, found.epoch)
         del self._coming[partition]
         self._say(pipes.Serving(self.number, [partition], reports, time.monotonic() - begun_s))
+        if self._history.reads_chambers and self._cache.arena.partitions[partition] == arenas.PARTLY:
+            self._filling[partition] = self._start(self._filler.fill(partition))
 
     async def _give_back(self, partition: int) -> None:
         intake = self._intakes.get(partition)

@@ -16,21 +16,9 @@ from msgspec import Raw, Struct
 _NONE: Final = Raw(b"\x90")
 
 
-class _RawVerdict(Struct, gc=False):
-    """A verdict whose columns are still MessagePack, but for the counts, which differ from run to run."""
+class _RawCarried(Struct, kw_only=True, gc=False):
+    """The fields of `Carried`, still MessagePack."""
 
-    chamber: str
-    seq: int
-    ordinal: int
-    epoch: int = 0
-    charts: Raw = _NONE
-    counts: list[float] = []
-    units: Raw = _NONE
-    centre: Raw = _NONE
-    flags: Raw = _NONE
-    phase: Raw = _NONE
-    basis: Raw = _NONE
-    stage: Raw = _NONE
     sigma_z: Raw = _NONE
     mark: Raw = _NONE
     cusum_up: Raw = _NONE
@@ -45,6 +33,23 @@ class _RawVerdict(Struct, gc=False):
     alerted: Raw = _NONE
     alerted_at: Raw = _NONE
     quiet: Raw = _NONE
+
+
+class _RawVerdict(_RawCarried, kw_only=True, gc=False):
+    """A verdict whose columns are still MessagePack, but for the counts, which differ from run to run."""
+
+    chamber: str
+    seq: int
+    ordinal: int
+    epoch: int = 0
+    charts: Raw = _NONE
+    counts: list[float] = []
+    units: Raw = _NONE
+    centre: Raw = _NONE
+    flags: Raw = _NONE
+    phase: Raw = _NONE
+    basis: Raw = _NONE
+    stage: Raw = _NONE
     reset: str | None = None
 
 
@@ -110,6 +115,7 @@ class StoredVerdict(NamedTuple):
 
 
 _raw_verdict = msgspec.msgpack.Decoder(_RawVerdict)
+_raw_carried = msgspec.msgpack.Decoder(_RawCarried)
 
 
 def decode_stored(payload: bytes) -> StoredVerdict:
@@ -127,15 +133,20 @@ def decode_stored(payload: bytes) -> StoredVerdict:
         _column("I", bytes(raw.basis)),
         _column("I", bytes(raw.stage)),
         raw.reset,
-        _carried(raw),
+        _carried(raw) if raw.reset is None else None,
         raw.epoch,
     )
 
 
-def _carried(raw: _RawVerdict) -> Carried | None:
+def carried_of(packed: bytes) -> Carried | None:
+    """From a MessagePack map of its fields, as far as they are there."""
+    return _carried(_raw_carried.decode(packed))
+
+
+def _carried(raw: _RawCarried) -> Carried | None:
     """None where no chart carries anything: each that does has one of these."""
     carries = (raw.sigma_z, raw.cusum_up, raw.ewma, raw.episode)
-    if raw.reset is not None or all(column is _NONE for column in carries):
+    if all(column is _NONE for column in carries):
         return None
     return Carried(
         _column("d", bytes(raw.sigma_z), math.nan),

@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     settings = config.load(os.environ)
     log.setup(settings.log_format, settings.log_level)
     log.identify(pod=settings.pod_name)
-    fork.start_server(settings.numba_cache_dir)
+    fork.start_server(settings)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(Supervisor(settings).run())
 

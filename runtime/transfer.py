@@ -15,9 +15,9 @@ history (``E`` is the owner's epoch, ``N`` the noted position, ``c`` a chamber):
 1. Only confirmed chambers are given: nothing in flight, so all that the owner published of ``c`` is in the
    state. What it publishes later is stored behind ``N``, which was noted before it was asked; the receiver
    reads from ``N`` on, and passes over what the state has (`runtime.rebuild`).
-2. Chambers that the owner has not in memory: it tells with each page, the last one counts, whether its
-   partition is WHOLE, which it never becomes again within an epoch. Then an unknown chamber has nothing
-   stored before ``N``. Else the copy is PARTLY too, and a chamber that is missing is read when it is needed;
+2. Chambers that the owner has not in memory: it tells with each page whether its partition is WHOLE, which
+   it becomes once within an epoch at most (`runtime.filling`), never after an eviction. If it was at every
+   page, an unknown chamber has nothing stored before ``N``. Else the copy is PARTLY too, and a chamber that is missing is read when it is needed;
    rows behind ``N`` do not make one, unless they begin with its first report (`Rebuild.follow`).
 3. Others that published: the copy is used only if ``E`` is the very epoch that the receiver's own acquisition
    replaced (`runtime.readings`), else the history is read. So nobody had the partition between the two.

@@ -32,7 +32,7 @@ from runtime.errors import CacheTooSmall, DefenderError, Fenced
 from runtime.examine import Limits
 from runtime.flight import FlightLog, in_doubt, settle
 from runtime.fork import Start
-from runtime.history.jetstream import JetStreamHistory
+from runtime.history.stores import Stores
 from runtime.jetstream import Disconnected
 from runtime.judge import BATCH_SAMPLES_MAX, Judge
 from runtime.lifeline import die_with_parent
@@ -92,6 +92,7 @@ class Worker:
         self._board = Board.attach(start.board.fd, settings.workers, settings.partitions)
         self._counters = self._board.worker(start.index)
         self._log = log.get("worker")
+        self._stores = Stores(settings, self._counters)
         self._specs: tuple[int, Specs] = (0, Specs())
         self._session: Session | None = None
         self._draining = asyncio.Event()
@@ -126,11 +127,9 @@ class Worker:
         settings = self._settings
         name = f"{self._stable_id} worker {self._index}"
         connection = await connect(settings, name, wait=True, reconnect=False, random=self._random)
-        history = JetStreamHistory(
-            connection, settings.names, settings.history_depth, settings.request_timeout_s
-        )
         session: Session | None = None
         try:
+            history = await _unless_ended(connection, self._stores.over(connection))
             doubtful = in_doubt(self._arena)
             settled = settle(self._arena, await history.last_stored(doubtful))
             if doubtful:
@@ -163,19 +162,14 @@ class Worker:
 
     async def _serve(self, session: Session, connection: Connection) -> int:
         """Serves what comes, drains when it is told to; raises when anything of it breaks."""
-        loop = asyncio.get_running_loop()
-        trouble = [
-            loop.create_task(session.broken()),
-            loop.create_task(_end_of(connection)),
-        ]
+        broken = asyncio.get_running_loop().create_task(session.broken())
         try:
             self._say(pipes.Ready(session.number))
-            await _unless(trouble, self._draining.wait())
-            self._say(await _unless(trouble, session.drain()))
+            await _unless_ended(connection, self._draining.wait(), broken)
+            self._say(await _unless_ended(connection, session.drain(), broken))
             return 0
         finally:
-            for task in trouble:
-                task.cancel()
+            broken.cancel()
 
     def _hear(self) -> None:
         try:
@@ -239,16 +233,17 @@ async def _end_of(connection: Connection) -> None:
     raise connection.failure or Disconnected("the connection to the NATS server ended")
 
 
-async def _unless(trouble: list[asyncio.Task[Any]], wanted: Any) -> Any:
-    """The result of *wanted*, unless one of *trouble* raises first: they never return."""
-    task = asyncio.ensure_future(wanted)
+async def _unless_ended(connection: Connection, wanted: Any, *trouble: asyncio.Task[Any]) -> Any:
+    """The result of *wanted*, unless the connection ends or one of *trouble*, which never return, raises."""
+    task, end = asyncio.ensure_future(wanted), asyncio.ensure_future(_end_of(connection))
     try:
-        await asyncio.wait([task, *trouble], return_when=asyncio.FIRST_COMPLETED)
-        for other in trouble:
+        await asyncio.wait([task, end, *trouble], return_when=asyncio.FIRST_COMPLETED)
+        for other in (end, *trouble):
             if other.done():
                 other.result()
         return task.result()
     finally:
-        if not task.done():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        for one in (task, end):
+            if not one.done():
+                one.cancel()
+        await asyncio.gather(task, end, return_exceptions=True)

@@ -1,4 +1,5 @@
-"""Shared by all tests: coroutine tests run on uvloop; a real nats-server a module; settings that fit it."""
+"""Shared by all tests: coroutine tests run on uvloop; a real nats-server a module; one Cassandra for the
+whole run; settings that fit."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the program has it; bef
 
 import pytest
 import uvloop
+from cassandra_server import CassandraServer
 from fleet import settings_for
 
 from runtime.config import Settings
@@ -55,3 +57,27 @@ def own_server() -> Iterator[NatsServer]:
 def settings(nats_server: NatsServer) -> Settings:
     """Settings with names of their own on the module's server."""
     return settings_for(nats_server)
+
+
+@pytest.fixture(scope="session")
+def cassandra_server() -> Iterator[CassandraServer | str]:
+    """A real Cassandra for all tests of the run (6 s to start, 1 GB): each takes a keyspace of its own, by
+    `on_cassandra.with_cassandra`. Where CASSANDRA_CONTACT_POINTS names a cluster, that: its contact points."""
+    from on_cassandra import drop_keyspaces, running  # with the driver, for tests that need it only
+
+    points = os.environ.get("CASSANDRA_CONTACT_POINTS", "")
+    if points:
+        yield points
+        drop_keyspaces(points)
+        return
+    with running() as server:
+        yield server
+
+
+@pytest.fixture
+def own_cassandra() -> Iterator[CassandraServer]:
+    """A Cassandra for one test alone, which may kill it, freeze it or start it again."""
+    from on_cassandra import running
+
+    with running() as server:
+        yield server

@@ -156,7 +156,7 @@ class Crew:
 @asynccontextmanager
 async def crews(settings: Settings, connection: Connection, *names: str) -> AsyncIterator[list[Crew]]:
     """Pools of one fleet, their workers ready."""
-    fork.start_server(settings.numba_cache_dir)
+    fork.start_server(settings)
     await fork.server_loaded()
     made = [Crew(settings, connection, name) for name in names]
     try:

@@ -191,7 +191,7 @@ def _share(row: FleetRow) -> str:
 
 
 def _style(row: FleetRow) -> str | None:
-    if row.state in (SILENT, VACANT):
+    if row.state in (SILENT, VACANT) or row.history_down:
         return "red"
     return "dim" if row.stable_id is None else None
 

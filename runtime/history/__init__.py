@@ -6,7 +6,7 @@ production, Cassandra. Both pass the same contract tests.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from runtime.frames import Message
@@ -33,11 +33,44 @@ class Last(NamedTuple):
     epoch: int
 
 
+class Span(NamedTuple):
+    """A part of a chamber's reports, by their time ``at`` (ns since 1970): first inclusive, end exclusive."""
+
+    first_ns: int | None = None
+    end_ns: int | None = None
+
+    def has(self, at_ns: int) -> bool:
+        return (self.first_ns is None or at_ns >= self.first_ns) and (
+            self.end_ns is None or at_ns < self.end_ns
+        )
+
+
 class History(Protocol):
     """What a worker needs of a store. Errors are `runtime.errors.DefenderError`."""
 
+    @property
+    def reads_chambers(self) -> bool:
+        """Whether a chamber is read as cheaply by itself as with its partition. Workers then serve a
+        partition at once and read its chambers beside, first those whose reports wait."""
+
+    @property
+    def down(self) -> str:
+        """Why nothing can be stored or read at the moment, which waits until it can; "" when it can."""
+
     async def append(self, verdicts: Sequence[Message]) -> None:
-        """Returns when the reports of these verdicts are stored; storing one again changes nothing."""
+        """Returns when the reports of these verdicts are stored; storing one again changes nothing. Waits
+        while the store is down."""
+
+    async def make_up(self, chambers: Mapping[str, int]) -> None:
+        """Stores what a failure may have kept from it: the last published verdict of each of these chambers
+        (name -> partition)."""
+
+    async def chambers(self, partition: int) -> list[str]:
+        """The chambers of a partition that have reports, the one judged last first."""
+
+    def verdicts(self, partition: int, chamber: str, span: Span) -> AsyncIterator[list[Verdict]]:
+        """Everything that is stored of a chamber within *span*, oldest first, in pages; also what is older
+        than its last D reports, where the store has it."""
 
     async def load_partition(
         self, partition: int, take: Take, *, after: int | None = None, rest: Rest | None = None

@@ -13,14 +13,14 @@ from __future__ import annotations
 import asyncio
 import time
 from base64 import b64decode
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from runtime.connection import Connection
 from runtime.frames import Message, delivery_of, frame_pub, header, is_unheard, pull_left, status_of
-from runtime.history import Last, Loaded, Rest, Take
+from runtime.history import Last, Loaded, Rest, Span, Take
 from runtime.jetstream import NoAnswer, NotFound, Reply, UnexpectedAnswer, last_messages
 from runtime.names import Names
 from runtime.stored import StoredVerdict, decode_stored
@@ -42,6 +42,8 @@ LAG_PAUSE_S: Final = 0.01
 """Between two looks at a replica that lags."""
 SINCE_MESSAGES: Final = 512
 """Of one direct get of what came since; the server's limit is 1024."""
+PAGE_VERDICTS: Final = 256
+"""Of one page of `verdicts`."""
 
 
 class JetStreamHistory:
@@ -52,21 +54,56 @@ class JetStreamHistory:
         self._depth, self._timeout_s = depth, timeout_s
         self._replicas: dict[str, int] = {}
 
+    reads_chambers = False
+    """A partition is read in the order of its stream; chamber by chamber takes several times as long."""
+    down = ""
+    """Without its server nothing is judged at all."""
+
     async def append(self, verdicts: Sequence[Message]) -> None:
         """Nothing is left to do: the verdicts are stored when their batch is acknowledged."""
+
+    async def make_up(self, chambers: Mapping[str, int]) -> None:
+        """Nothing is left to do: what is published is stored."""
+
+    async def chambers(self, partition: int) -> list[str]:
+        return list(await self.newest(partition))[::-1]
+
+    async def newest(self, partition: int) -> dict[str, bytes]:
+        """The last stored verdict of each chamber of a partition, in the order in which they were stored."""
+        newest: dict[str, bytes] = {}
+
+        def take(payloads: list[bytes]) -> bool:
+            for payload in payloads:
+                chamber = decode_stored(payload).chamber
+                newest.pop(chamber, None)
+                newest[chamber] = payload
+            return True
+
+        portions = _Portions(take, None)
+        loaded = await self._load_whole(partition, portions, "last_per_subject")
+        if await self._lags(partition, self._names.verdict(partition), loaded.last):
+            await self._load_since(partition, portions, loaded.last)
+        return newest
+
+    async def verdicts(self, partition: int, chamber: str, span: Span) -> AsyncIterator[list[Verdict]]:
+        found = [decode_verdict(row) for row in await self.messages_of(partition, chamber)]
+        found = [verdict for verdict in found if span.has(verdict.at)]
+        for first in range(0, len(found), PAGE_VERDICTS):
+            yield found[first : first + PAGE_VERDICTS]
 
     async def load_partition(
         self, partition: int, take: Take, *, after: int | None = None, rest: Rest | None = None
     ) -> Loaded:
-        portions = _Portions(take, rest)
+        portions = _Portions(lambda rows: take([decode_stored(row) for row in rows]), rest)
         if after is None:
-            loaded = await self._load_whole(partition, portions)
+            loaded = await self._load_whole(partition, portions, "all")
             after = loaded.last
             if portions.ended or not await self._lags(partition, self._names.verdict(partition), after):
                 return loaded
         return await self._load_since(partition, portions, after)
 
-    async def _load_whole(self, partition: int, portions: _Portions) -> Loaded:
+    async def _load_whole(self, partition: int, portions: _Portions, which: str) -> Loaded:
+        """*which*: the consumer's ``deliver_policy``."""
         stream = self._names.verdicts_stream(partition)
         created = await self._connection.api(
             f"CONSUMER.CREATE.{stream}",
@@ -75,7 +112,7 @@ class JetStreamHistory:
                 "config": {
                     "filter_subject": self._names.verdict(partition),
                     "ack_policy": "none",
-                    "deliver_policy": "all",
+                    "deliver_policy": which,
                     "mem_storage": True,
                     "inactive_threshold": 60_000_000_000,
                     "num_replicas": 1,
@@ -154,13 +191,14 @@ class JetStreamHistory:
         await asyncio.sleep(LAG_PAUSE_S)
 
     async def load_chamber(self, partition: int, chamber: str) -> list[StoredVerdict]:
-        return [decode_stored(row) for row in await self._messages_of(partition, chamber)]
+        return [decode_stored(row) for row in await self.messages_of(partition, chamber)]
 
     async def verdicts_after(self, partition: int, chamber: str, seq: int) -> list[Verdict]:
-        verdicts = [decode_verdict(row) for row in await self._messages_of(partition, chamber)]
+        verdicts = [decode_verdict(row) for row in await self.messages_of(partition, chamber)]
         return [verdict for verdict in verdicts if verdict.seq > seq]
 
-    async def _messages_of(self, partition: int, chamber: str) -> list[bytes]:
+    async def messages_of(self, partition: int, chamber: str) -> list[bytes]:
+        """Everything that is stored of a chamber, oldest first."""
         subject, stream = self._names.verdict(partition, chamber), self._names.verdicts_stream(partition)
         begun_s = time.monotonic()
         while True:
@@ -189,16 +227,20 @@ class JetStreamHistory:
             start = _sequence(replies[-1]) + 1
 
     async def last_stored(self, chambers: Mapping[str, int]) -> dict[str, Last]:
+        last = dict.fromkeys(chambers, Last(0, 0))
+        for message in await self.newest_of(chambers):
+            verdict = decode_stored(message)
+            last[verdict.chamber] = Last(verdict.seq, verdict.epoch)
+        return last
+
+    async def newest_of(self, chambers: Mapping[str, int]) -> list[bytes]:
+        """The last stored verdict of each of these chambers (name -> partition) that has one, in no order."""
         by_stream: dict[str, list[str]] = {}
         for chamber, partition in chambers.items():
             subjects = by_stream.setdefault(self._names.verdicts_stream(partition), [])
             subjects.append(self._names.verdict(partition, chamber))
-        last = dict.fromkeys(chambers, Last(0, 0))
-        for stream, subjects in by_stream.items():
-            for message in await self._last_messages(stream, subjects):
-                verdict = decode_stored(message)
-                last[verdict.chamber] = Last(verdict.seq, verdict.epoch)
-        return last
+        found = [await self._last_messages(stream, subjects) for stream, subjects in by_stream.items()]
+        return [message for messages in found for message in messages]
 
     async def _last_messages(self, stream: str, subjects: list[str]) -> list[bytes]:
         if await self._replicas_of(stream) == 1:
@@ -222,7 +264,7 @@ class JetStreamHistory:
 class _Portions:
     """Rows on their way to *take*: with a *rest*, so many at once as take PORTION_S."""
 
-    def __init__(self, take: Take, rest: Rest | None) -> None:
+    def __init__(self, take: Callable[[list[bytes]], bool], rest: Rest | None) -> None:
         self.given = self.last = 0
         self.ended = False
         """Whether no more was taken."""
@@ -251,7 +293,7 @@ class _Portions:
     def _some(self, rows: list[tuple[bytes, int]]) -> bool:
         self.given += len(rows)
         self.last = rows[-1][1]
-        self.ended = not self._take([decode_stored(payload) for payload, _ in rows])
+        self.ended = not self._take([payload for payload, _ in rows])
         return not self.ended
 
 

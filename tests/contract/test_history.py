@@ -10,11 +10,12 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 import pytest
 from fleet import connected, settings_for
+from on_cassandra import with_cassandra
 
 from runtime.bus import within
 from runtime.frames import Message
 from runtime.history import History, Rest
-from runtime.history.jetstream import JetStreamHistory
+from runtime.history.stores import Stores
 from runtime.names import Names
 from runtime.resources import ensure
 from runtime.stored import StoredVerdict
@@ -48,12 +49,15 @@ def nats_cluster_url() -> Iterator[str]:
         runner.run(cluster.__aexit__(None, None, None))
 
 
-@pytest.fixture(params=["memory", "jetstream", "jetstream with three replicas"])
+@pytest.fixture(params=["memory", "jetstream", "jetstream with three replicas", "cassandra"])
 def opened(request: pytest.FixtureRequest) -> Opened:
     """Opens an empty store of each kind."""
     shape: dict[str, Any] = {"history_depth": DEPTH, "window": DEPTH, "partitions": PARTITIONS}
     if request.param == "jetstream":
         settings = settings_for(request.getfixturevalue("nats_server"), **shape)
+    elif request.param == "cassandra":
+        own = settings_for(request.getfixturevalue("nats_server"), **shape)
+        settings = with_cassandra(own, request.getfixturevalue("cassandra_server"))
     elif request.param != "memory":
         settings = settings_for(request.getfixturevalue("nats_cluster_url"), stream_replicas=3, **shape)
 
@@ -70,18 +74,20 @@ def opened(request: pytest.FixtureRequest) -> Opened:
         yield Store(history, names, publish)
 
     @asynccontextmanager
-    async def jetstream() -> AsyncIterator[Store]:
+    async def real() -> AsyncIterator[Store]:
         async with connected(settings) as connection:
             await ensure(connection, settings)
-            history = JetStreamHistory(connection, settings.names, DEPTH, 5.0)
+            stores = Stores(settings)
+            history = await stores.over(connection)
 
             async def publish(messages: Sequence[Message]) -> None:
                 await within(connection.start_all(list(messages), repeats=True), 20.0, "publishing")
                 await history.append(messages)
 
             yield Store(history, settings.names, publish)
+            await stores.close()
 
-    return memory if request.param == "memory" else jetstream
+    return memory if request.param == "memory" else real
 
 
 def verdict(names: Names, chamber: str, seq: int, **fields: object) -> Message:
@@ -89,6 +95,17 @@ def verdict(names: Names, chamber: str, seq: int, **fields: object) -> Message:
     made = Verdict(chamber=chamber, seq=seq, ordinal=seq, epoch=1, spec=3, **fields)  # type: ignore[arg-type]
     subject = names.verdict(names.partition_of(chamber), chamber)
     return subject, f"{chamber}:{seq}", msgspec.msgpack.encode(made)
+
+
+def judged_columns(n: int, units: float) -> dict[str, list[Any]]:
+    """Columns of *n* charts that are learning."""
+    whole = {name: [0] * n for name in ("counts", "flags", "phase", "basis", "stage")}
+    return {
+        **whole,
+        "units": [units] * n,
+        "u": [0.0] * n,
+        **{k: [None] * n for k in ("centre", "lcl", "ucl")},
+    }
 
 
 def chambers_of(names: Names, partition: int, count: int) -> list[str]:
@@ -155,7 +172,8 @@ async def test_a_large_partition_is_read_whole(opened: Opened) -> None:
     async with opened() as store:
         names = store.names
         ours = chambers_of(names, 0, 50)
-        wide: dict[str, object] = {"charts": [f"chart-{i}" for i in range(400)], "units": [1.0] * 400}
+        names_of_charts = [f"chart-{i}" for i in range(400)]
+        wide: dict[str, object] = {"charts": names_of_charts, **judged_columns(400, units=1.0)}
         messages = [verdict(names, name, seq, **wide) for seq in range(1, 15) for name in ours]
         await store.publish(messages)
         rows = await rows_of(store, 0)
@@ -232,8 +250,8 @@ async def test_a_reading_that_ended_early_goes_on_behind_what_it_gave(opened: Op
         loaded = await store.history.load_partition(1, take, rest=_no_rest)
         assert 0 < loaded.reports < 440
         rows += await rows_of(store, 1, loaded.last)
-        for name in ours:
-            assert [row.seq for row in rows if row.chamber == name] == list(range(1, 12))
+        for name in ours:  # one that cannot tell where it ended gives rows again
+            assert sorted({row.seq for row in rows if row.chamber == name}) == list(range(1, 12))
 
 
 async def _no_rest(worked_s: float) -> None:

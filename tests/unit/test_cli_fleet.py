@@ -17,7 +17,7 @@ from runtime.cli.where import where_lines, whereabouts
 from runtime.config import Settings
 from runtime.errors import SettingsError
 from runtime.fleet_snapshot import Backlog, Owned
-from runtime.membership import State
+from runtime.membership import Load, State
 from runtime.names import partition_of
 from runtime.ownership_record import Record
 from runtime.ownership_record import State as Ownership
@@ -117,6 +117,24 @@ def test_what_is_wrong_comes_first_and_a_lag_above_the_limit_is_wrong() -> None:
     text = text_of(rendered(replace(fleet, leader=None), partitions=True))
     assert text.splitlines()[0].rstrip() == "nobody leads: the ring does not change"
     assert len([line for line in text.splitlines() if " owned " in line]) == 4
+
+
+def test_status_says_whose_history_is_down_and_how_many_chambers_are_still_read() -> None:
+    fleet = snapshot(backlogs={})
+    loads = {"a": Load(history_down=True), "b": Load(rebuild_left=37)}
+    beats = {
+        uid: msgspec.structs.replace(one, load=loads[one.pod_name]) for uid, one in fleet.heartbeats.items()
+    }
+    fleet = replace(fleet, heartbeats=beats)
+    lines = [line.rstrip() for line in text_of(rendered(fleet, partitions=False)).splitlines()]
+    assert lines[0] == "the history is down, reports wait: defender-0"
+    assert "  defender-0: history is down" in lines
+    assert "  defender-1: rebuilding: 37 chambers left" in lines
+    assert problems_of(fleet) == [lines[0]], "status --check fails on it, and not on a rebuild"
+    tree = msgspec.json.decode(msgspec.json.encode(as_tree(fleet)))
+    told = [(row["history_down"], row["rebuild_left"]) for row in tree["defenders"]]
+    assert told == [(True, 0), (False, 37)]
+    assert tree["trouble"] == [lines[0]]
 
 
 def test_names_from_outside_cannot_steer_the_terminal() -> None:

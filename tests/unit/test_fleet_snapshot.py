@@ -10,8 +10,8 @@ from sights import NOW, Sight, ViewOfFleet, beat, claim, layout, owned, snapshot
 
 from runtime import fleet_report
 from runtime.fleet_report import numbers
-from runtime.fleet_snapshot import LeaderSeen, Since, leader_seen, of_view
-from runtime.membership import State
+from runtime.fleet_snapshot import LeaderSeen, Since, Snapshot, leader_seen, of_view
+from runtime.membership import Load, State
 from runtime.ownership_record import Record
 from runtime.ownership_record import State as Ownership
 from runtime.records import Frozen, Tracks
@@ -94,6 +94,32 @@ def test_vacancies_silent_holders_and_a_missing_leader_are_trouble_and_a_freeze_
     assert fleet_report.trouble(replace(fleet, frozen=Frozen("me", NOW))) == []
     broken = replace(fleet, layout=None, ring_problem="no JSON")
     assert fleet_report.trouble(broken) == ["the ring's record cannot be used: no JSON"]
+
+
+def test_a_history_that_is_down_is_trouble_and_one_that_is_being_read_is_a_remark() -> None:
+    fleet = snapshot()
+
+    def with_loads(**loads: Load) -> Snapshot:
+        """The loads by pod."""
+        changed = {
+            uid: msgspec.structs.replace(one, load=loads.get(one.pod_name, one.load))
+            for uid, one in fleet.heartbeats.items()
+        }
+        return replace(fleet, heartbeats=changed)
+
+    both = with_loads(a=Load(history_down=True, rebuild_left=1234), b=Load(rebuild_left=1))
+    assert fleet_report.trouble(both) == ["the history is down, reports wait: defender-0"]
+    first, second = fleet_report.members(both)
+    assert (first.history_down, first.rebuild_left) == (True, 1234)
+    assert first.remark == "history is down; rebuilding: 1,234 chambers left"
+    assert (second.history_down, second.rebuild_left) == (False, 1)
+    assert second.remark == "rebuilding: 1 chamber left"
+    every = with_loads(a=Load(history_down=True), b=Load(history_down=True))
+    assert fleet_report.trouble(every) == ["the history is down, reports wait: defender-0, defender-1"]
+    silent = replace(every, ages_s={**fleet.ages_s, "uid-a": 9.0})
+    assert "the history is down, reports wait: defender-1" in fleet_report.trouble(silent)
+    row = fleet_report.members(silent)[0]
+    assert (row.history_down, row.remark) == (False, "silent for longer than 6 s"), "what it said is old"
 
 
 def test_a_holder_outside_the_ring_says_why() -> None:

@@ -167,6 +167,35 @@ def test_metrics_parse_and_carry_the_workers_counts() -> None:
     with_pod(test)
 
 
+def test_metrics_tell_how_the_history_fares_by_worker_and_how_long_appends_take() -> None:
+    async def test(pod: Pod) -> None:
+        families = await pod.scrape()
+        assert values(families["defender_history_down"], "worker") == {("0",): 0, ("1",): 0}
+        first, second = pod.board.worker(0), pod.board.worker(1)
+        second.set(Counter.HISTORY_DOWN, 1)
+        first.set(Counter.REBUILD_LEFT, 37)
+        for worker, appends in ((first, 2), (second, 1)):
+            worker.add(Counter.HISTORY_APPENDS, appends)
+            worker.add(Counter.HISTORY_APPEND_US, 250_000)
+            worker.add(Counter.HISTORY_ROWS, 500)
+        first.add(Counter.HISTORY_RETRIES, 3)
+        second.add(Counter.HISTORY_REPAIRED, 6)
+        families = await pod.scrape()
+        assert values(families["defender_history_down"], "worker") == {("0",): 0, ("1",): 1}
+        assert values(families["defender_rebuild_chambers_left"], "worker") == {("0",): 37, ("1",): 0}
+        assert values(families["defender_history_rows"]) == {(): 1000}
+        assert values(families["defender_history_retries"]) == {(): 3}
+        assert values(families["defender_history_repaired"]) == {(): 6}
+        appends = families["defender_history_append_seconds"]
+        assert appends.type == "summary"
+        assert {s.name.removeprefix(appends.name): s.value for s in appends.samples} == {
+            "_count": 3,
+            "_sum": 0.5,
+        }
+
+    with_pod(test)
+
+
 def test_metrics_say_who_the_pod_is_and_how_old_its_lease_is() -> None:
     async def test(pod: Pod) -> None:
         families = await pod.scrape()

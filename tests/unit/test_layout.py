@@ -73,7 +73,7 @@ def test_a_history_store_is_imported_only_where_the_parts_are_put_together() -> 
         for path in SOURCES
         if any(name.startswith("runtime.history.jetstream") for name in imports_of(path))
     }
-    assert importers == {"worker.py"}
+    assert importers == {"cassandra.py", "stores.py"}
 
 
 def test_the_supervisor_imports_neither_numba_nor_numpy_nor_what_people_need() -> None:

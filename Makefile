@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 KERNELS := $(VENV)/.warm
 
-.PHONY: demo test lint bench simulate lock clean
+.PHONY: demo test lint bench cassandra simulate lock clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml requirements.lock
@@ -28,9 +28,13 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	MYPYPATH=. $(BIN)/mypy deploy/cassandra/cassandra_server.py
 
 bench: $(KERNELS)  ## the figures, as a table; BENCH_QUICK=1 for one short round of each
 	$(BIN)/python -m pytest bench $(ARGS)
+
+cassandra: $(STAMP)  ## a one-node Cassandra 5.0 until Ctrl-C; needs Java 17 and Maven; ARGS="--port 0 --data DIR"
+	@PYTHONPATH=. $(BIN)/python deploy/cassandra/cassandra_server.py $(ARGS)
 
 simulate: $(STAMP)  ## 100,000 schedules of a simulated fleet; ARGS="5000 --json out.json", ARGS="--seed 7"
 	@PYTHONPATH=tests $(BIN)/python -m simulation $(ARGS)

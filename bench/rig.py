@@ -12,6 +12,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import msgspec
 import numpy as np
@@ -22,6 +23,7 @@ from runtime.cache import Cache
 from runtime.config import Settings
 from runtime.examine import Limits
 from runtime.flight import FlightLog
+from runtime.history.rows import LAYOUT, SAMPLE_BYTES, Row
 from runtime.judge import Judge, Sample
 from runtime.specs import Specs
 from runtime.worker import shape_of
@@ -113,6 +115,29 @@ async def fill_history(connection: Connection, settings: Settings, chambers: int
     while sent:
         await sent.pop()
     return total
+
+
+def rows_to_append(count: int, chambers: int = 100) -> list[Row]:
+    """Rows of 50 samples as a defender stores them."""
+    rng = Random(SEED)
+    charts = msgspec.msgpack.encode([f"chart_{i:02}" for i in range(50)])
+    return [
+        Row(
+            *(
+                f"C{i % chambers:03}",
+                i + 1,
+                LAYOUT,
+                1 + i // chambers,
+                1,
+                10**18 + i,
+                f"run-{i}",
+                None,
+                charts,
+            ),
+            *(rng.randbytes(50 * SAMPLE_BYTES), None, rng.randbytes(50 * 28)),
+        )
+        for i in range(count)
+    ]
 
 
 def pss_mb(pid: int) -> float:

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
 import msgspec
 from msgspec import Meta, Struct, field
 
-from runtime.config_cassandra import CassandraSettings
+from runtime.config_cassandra import CassandraSettings, check_cassandra
 from runtime.config_types import Age, File, Label, Seconds, Secret, Token
 from runtime.errors import SettingsError
 from runtime.names import Names
@@ -342,6 +342,7 @@ def check(settings: Settings) -> None:
     _check_servers(settings)
     _check_login(settings)
     _check_names(settings)
+    check_cassandra(settings)
 
 
 def _check_scope(s: Settings) -> None:
@@ -369,13 +370,21 @@ def _check_servers(s: Settings) -> None:
             raise SettingsError("NATS_SERVERS", problem)
 
 
+_PAIRS: Final = (
+    ("nats_user", "nats_password"),
+    ("nats_tls_cert", "nats_tls_key"),
+    ("cassandra_user", "cassandra_password"),
+    ("cassandra_tls_cert", "cassandra_tls_key"),
+)
+
+
 def _check_login(s: Settings) -> None:
     for name in _FIELDS:
         path = getattr(s, name)
         if _extra(name).get("file") and path and not os.path.isfile(path):
             problem = f"{path!r} is not a file: correct the path, or mount the file there"
             raise SettingsError(name.upper(), problem)
-    for one, other in (("nats_user", "nats_password"), ("nats_tls_cert", "nats_tls_key")):
+    for one, other in _PAIRS:
         given, missing = (one, other) if getattr(s, one) else (other, one)
         if getattr(s, given) and not getattr(s, missing):
             problem = f"is empty while {given.upper()} is set: set both or neither"

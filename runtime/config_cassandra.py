@@ -35,7 +35,7 @@ class CassandraSettings(Struct, frozen=True, kw_only=True):
     """Where the cluster is, how to log in, how it keeps what it is given."""
 
     cassandra_contact_points: Annotated[
-        str, Meta(description="Nodes to ask first, host or host:port, comma-separated.")
+        str, Meta(description="Nodes to ask first, host or host:port ([::1]:9042), comma-separated.")
     ] = "127.0.0.1:9042"
     cassandra_datacenter: Annotated[
         str, Meta(description="The datacenter whose nodes are asked; its name in the cluster.")
@@ -73,6 +73,33 @@ class CassandraSettings(Struct, frozen=True, kw_only=True):
         return parse_replication(self.cassandra_replication)
 
 
+def check_cassandra(s: CassandraSettings) -> None:
+    """Checks the forms, and what one value alone cannot tell. Raises SettingsError."""
+    parse_contact_points(s.cassandra_contact_points)
+    replicas = s.replication
+    for given in ("cassandra_tls_cert", "cassandra_tls_hostname"):
+        if getattr(s, given) and not s.cassandra_tls_ca:
+            problem = f"is empty while {given.upper()} is set: give the CA, which switches TLS on"
+            raise SettingsError("CASSANDRA_TLS_CA", problem)
+    if s.cassandra_datacenter not in replicas:
+        raise SettingsError(
+            "CASSANDRA_REPLICATION",
+            f"{s.cassandra_replication!r} has no replica in CASSANDRA_DATACENTER {s.cassandra_datacenter!r}: "
+            f"name it, as in {s.cassandra_datacenter}:3",
+        )
+    level = s.cassandra_consistency
+    asked = {
+        Consistency.ONE: sum(replicas.values()),
+        Consistency.LOCAL_ONE: replicas[s.cassandra_datacenter],
+    }.get(level, 1)
+    if asked > 1:
+        raise SettingsError(
+            "CASSANDRA_CONSISTENCY",
+            f"with {level.value} of {asked} replicas a read can miss what was written: set it to "
+            f"{Consistency.LOCAL_QUORUM.value} or {Consistency.QUORUM.value}",
+        )
+
+
 def parse_contact_points(text: str) -> list[tuple[str, int]]:
     """``host``, ``host:port``, ``[::1]:port``, a bare IPv6 address; comma-separated. Raises SettingsError."""
     points: list[tuple[str, int]] = []
@@ -83,7 +110,8 @@ def parse_contact_points(text: str) -> list[tuple[str, int]]:
         elif _ADDRESS6.fullmatch(part):
             point = (part, PORT)
         else:
-            problem = f"{part!r} is not a node such as host, host:{PORT} or [::1]:{PORT}"
+            shown = re.sub(r".*@", "***@", part)  # a login does not belong here, nor into a log
+            problem = f"{shown!r} is not a node such as host, host:{PORT} or [::1]:{PORT}"
             raise SettingsError("CASSANDRA_CONTACT_POINTS", problem)
         if not 1 <= point[1] <= 65_535:
             raise SettingsError("CASSANDRA_CONTACT_POINTS", f"{part!r}: a port is between 1 and 65535")

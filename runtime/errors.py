@@ -40,7 +40,7 @@ class ServerUnreachable(DefenderError):
 
 
 class CredentialsRefused(DefenderError):
-    """The NATS server refused our credentials."""
+    """The NATS server, or Cassandra, refused our credentials."""
 
     exit_code = 77
     temporary = True

@@ -35,18 +35,36 @@ class Filler:
         self._cache, self._history, self._counters = cache, history, counters
         self._at_once = asyncio.Semaphore(CHAMBERS_AT_ONCE)
         self._reading: set[str] = set()
-        self._left = self._reports = 0
+        self._left_out: set[str] = set()
+        """Chambers that others read. One that they evict again while it is read here would come back as it
+        was before they had it."""
+        self._fills = self._left = self._chambers = self._reports = 0
         self._begun_s = self._told_s = 0.0
 
     def leave(self, chamber: str) -> None:
         """A report of this chamber waits: whoever called reads it."""
         self._reading.discard(chamber)
+        self._left_out.add(chamber)
 
     async def fill(self, partition: int) -> None:
         """Returns when all of a partition is in memory that fits. May be cancelled at any time."""
-        if not self._left:
+        if not self._fills:
             self._begun_s = self._told_s = time.monotonic()
-            self._reports = 0
+            self._chambers = self._reports = 0
+        self._fills += 1
+        try:
+            await self._fill(partition)
+        finally:
+            self._fills -= 1
+            if not self._fills:
+                self._left_out.clear()
+        if not self._fills and self._chambers:
+            took_s = time.monotonic() - self._begun_s
+            self._counters.set(Counter.REBUILD_US, int(took_s * 1e6))
+            told = {"chambers": self._chambers, "reports": self._reports, "took_s": round(took_s, 2)}
+            _LOG.info("rebuilt", **told)
+
+    async def _fill(self, partition: int) -> None:
         for _ in range(PASSES_MAX):
             chambers = await self._history.chambers(partition)
             lacking = [name for name in chambers if self._cache.get(name) is None]
@@ -55,10 +73,6 @@ class Filler:
                 break
             if not await self._read_all(partition, lacking):
                 break
-        if not self._left:
-            took_s = time.monotonic() - self._begun_s
-            self._counters.set(Counter.REBUILD_US, int(took_s * 1e6))
-            _LOG.info("rebuilt", reports=self._reports, took_s=round(took_s, 2))
 
     async def _read_all(self, partition: int, chambers: list[str]) -> bool:
         """False when the cache has no more room."""
@@ -76,7 +90,8 @@ class Filler:
         """Whether there was room for it, or it was left to others."""
         async with self._at_once:
             fits = True
-            if self._cache.get(chamber) is None and self._cache.has_room(1):
+            is_ours = chamber not in self._left_out and self._cache.get(chamber) is None
+            if is_ours and self._cache.has_room(1):
                 self._reading.add(chamber)
                 rows = await self._history.load_chamber(partition, chamber)
                 if chamber in self._reading and self._cache.get(chamber) is None:
@@ -85,6 +100,7 @@ class Filler:
                     except CacheFull:
                         fits = False
                     else:
+                        self._chambers += 1
                         self._reports += len(rows)
                         self._counters.add(Counter.REBUILT_REPORTS, len(rows))
                 self._reading.discard(chamber)

@@ -3,15 +3,15 @@
 What is copied are verdicts, byte for byte as they were published; what is there already is passed over, so a
 copy can be made again. Then it is read back and compared.
 
-Into Cassandra goes everything that the other store has: a row's place is its key, so the order is nothing, and
-a row that differs is written anew: VERDICTS says what was published.
+Into Cassandra goes everything that the other store has: a row's place is its key, so the order is nothing,
+and a row that differs is written anew: VERDICTS says what was published.
 
 Into VERDICTS go the last D reports of a chamber, and only those that are newer than what it has. A stream has
-its messages in the order in which they came, and the last one of a subject says how far its chamber is judged:
-an older verdict behind a newer one would have reports judged again. So each is published on the condition that
-nobody published on the subject in between (``Nats-Expected-Last-Subject-Sequence``); when somebody did, the
-chamber is looked at anew. Nothing goes there either from a chamber whose newest report has a number that the
-stream SAMPLES has not reached: the reports to come would pass for judged.
+its messages in the order in which they came, and the last one of a subject says how far its chamber is
+judged: an older verdict behind a newer one would have reports judged again. So each is published on the
+condition that nobody published on the subject in between (``Nats-Expected-Last-Subject-Sequence``); when
+somebody did, the chamber is looked at anew. Nothing goes there either from a chamber whose newest report has
+a number that the stream SAMPLES has not reached: the reports to come would pass for judged.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ class Copied:
     stored: int = 0
     there: int = 0
     """Already, and the same."""
+    beyond: int = 0
+    """Among the last D when they were read, and not any more."""
     last: int = 0
     troubles: dict[Trouble, int] = field(default_factory=dict)
 
@@ -176,10 +178,19 @@ class IntoVerdicts:
             there = await digests(self._history, partition, chamber)
         older = [report for report in new[: len(new) - dropped] if report.seq not in stored]
         done.there += sum(there.get(report.seq) == report.digest for report in older)
-        done.note(Trouble.OLDER, sum(report.seq not in there for report in older))
+        done.beyond = sum(self._is_beyond(report.seq, there) for report in older)
+        done.note(Trouble.OLDER, sum(report.seq not in there for report in older) - done.beyond)
         if stored:
-            done.note(Trouble.LOST, await self._lost(partition, chamber, stored))
+            there = await digests(self._history, partition, chamber)
+            lost = (
+                there.get(seq) != digest for seq, digest in stored.items() if not self._is_beyond(seq, there)
+            )
+            done.note(Trouble.LOST, sum(lost))
         return done
+
+    def _is_beyond(self, seq: int, there: Mapping[int, bytes]) -> bool:
+        """Whether newer reports have pushed this one out of the last D, as they do while a fleet runs."""
+        return len(there) >= self._depth and seq < min(there)
 
     async def _reached(self, partition: int) -> int:
         """The last sequence of the partition's stream of samples."""
@@ -190,7 +201,7 @@ class IntoVerdicts:
     async def _publish(
         self, partition: int, chamber: str, reports: Iterable[_Report]
     ) -> tuple[dict[int, bytes], int]:
-        """Those that were stored, in order, with their digests; and how many the server dropped as repeats."""
+        """Those that were stored, with their digests; and how many the server dropped as repeats."""
         stored: dict[int, bytes] = {}
         seen = -1
         while True:
@@ -222,7 +233,7 @@ class IntoVerdicts:
         return await self._connection.store(subject, payload, headers=headers, timeout_s=self._timeout_s)
 
     async def _last(self, partition: int, chamber: str) -> tuple[int, int]:
-        """(sequence in the stream, sequence of its report) of the chamber's last verdict; zeros without one."""
+        """Of the chamber's last verdict: (sequence in the stream, sequence of its report); zeros without."""
         request = {"last_by_subj": self._names.verdict(partition, chamber)}
         stream = self._names.verdicts_stream(partition)
         try:
@@ -233,12 +244,6 @@ class IntoVerdicts:
             return 0, 0
         message = answer["message"]
         return int(message["seq"]), decode_stored(b64decode(message["data"])).seq
-
-    async def _lost(self, partition: int, chamber: str, stored: Mapping[int, bytes]) -> int:
-        """How many of what was stored are not there, and were not pushed out by newer ones."""
-        there = await digests(self._history, partition, chamber)
-        oldest = min(there, default=0) if len(there) >= self._depth else 0
-        return sum(seq >= oldest and there.get(seq) != digest for seq, digest in stored.items())
 
 
 async def newest(store: History, partition: int, chamber: str, count: int) -> list[Verdict]:

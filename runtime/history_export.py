@@ -153,14 +153,20 @@ class Rows:
     def __init__(self, file: File, wanted: Callable[[str], bool]) -> None:
         self._file, self._wanted = file, wanted
         self._table: Table = [[] for _ in COLUMNS]
-        self.rows = self.reports = 0
-        """So far."""
+        self.rows = self.reports = self.samples = 0
+        """So far: rows, reports that have any, rows that are no resets."""
+        self.others: set[str] = set()
+        """Charts that are not wanted, as long as none was found that is."""
 
     def take(self, verdicts: Sequence[Verdict]) -> None:
         for verdict in verdicts:
             rows = self._rows_of(verdict)
             self.rows += len(rows)
             self.reports += bool(rows)
+            if verdict.reset is None:
+                self.samples += len(rows)
+            if not self.samples:
+                self.others.update(verdict.charts)
             self._append(verdict, rows)
             if len(self._table[0]) >= ROWS_AT_ONCE:
                 self._write()
@@ -197,9 +203,12 @@ class CsvFile:
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._times = [place for place, column in enumerate(COLUMNS) if column.kind == "time"]
-        self._lines([[column.name for column in COLUMNS]])
+        self._is_headed = False
 
     def write(self, table: Table) -> None:
+        if not self._is_headed:
+            self._is_headed = True
+            self._lines([[column.name for column in COLUMNS]])
         columns = list(table)
         for place in self._times:
             columns[place] = [None if at is None else rfc3339(at) for at in columns[place]]

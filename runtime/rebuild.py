@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -23,7 +23,7 @@ from kernels.state import (
 )
 from runtime import arena as arenas
 from runtime.cache import Cache, CacheFull, Chamber
-from runtime.stored import Carried, StoredVerdict
+from runtime.stored import CARRY, Carried, Column, StoredVerdict
 from runtime.wire import decode_names
 
 
@@ -128,68 +128,90 @@ class Rebuild:
 
 
 class _Columns:
-    """Stored samples as the kernel takes them."""
+    """Stored samples as the kernel takes them: the rows' columns, joined once for all of them."""
 
     def __init__(self) -> None:
         self._clear()
 
     def _clear(self) -> None:
-        self.ops: array[int] = array("B")
-        self.slots: array[int] = array("i")
-        self.ordinals: list[int] = []
-        self.lengths: list[int] = []
-        self._columns: tuple[array[Any], ...] = tuple(array(kind) for kind in "dddHBII")
+        self._ops = bytearray()
+        self._slots: list[array[int]] = []
+        self._ordinals: list[int] = []
+        self._lengths: list[int] = []
+        self._columns: tuple[list[Column | bytes], ...] = tuple([] for _ in _KINDS)
         self._details: list[tuple[int, NDArray[Any]]] = []
         """(index of their first sample, DETAIL[n]) of the rows that carry more."""
+        self._records: list[bytes] = []
+        self._bases: list[int] = []
+        """The same as records; of each, the index of its row's first sample."""
 
     def add(self, cache: Cache, chamber: Chamber, row: StoredVerdict, *, evict: bool) -> None:
+        columns: Iterable[Column | bytes]
         if row.reset is None:
             charts = cache.resolve(chamber, row.charts, length=len(row.counts), json=False, evict=evict)
             assert charts is not None, f"verdict {row.seq} of {row.chamber} is ragged"
+            n, columns = len(charts.slots), row.columns
+            assert all(len(column) == n for column in row.columns), f"verdict {row.seq} is ragged"
+            if row.carried is not None:
+                self._details.append((len(self._ops), details_of(row.carried, n)))
+            elif row.records:
+                self._records.append(row.records)
+                self._bases += [len(self._ops)] * (len(row.records) // CARRY.itemsize)
         else:
             charts = cache.resolve_reset(chamber, decode_names(row.charts, json=False))
-        n = len(charts.slots)
-        self.slots.extend(charts.slots)
-        self.ordinals.append(row.ordinal)
-        self.lengths.append(n)
-        if row.reset is None:
-            columns = row.columns
-            assert all(len(column) == n for column in columns), f"verdict {row.seq} is ragged"
-            if row.carried is not None:
-                self._details.append((len(self.ops), details_of(row.carried, n)))
-            self.ops.extend(array("B", bytes([SAMPLE]) * n))
-        else:
-            columns = tuple(array(own.typecode, bytes(own.itemsize * n)) for own in self._columns)
-            self.ops.extend(array("B", bytes([RESET]) * n))
-        for own, column in zip(self._columns, columns, strict=True):
-            own.extend(column)
+            n = len(charts.slots)
+            columns = [bytes(kind.itemsize * n) for kind in _KINDS]
+        self._ops += bytes([SAMPLE if row.reset is None else RESET]) * n
+        self._slots.append(charts.slots)
+        self._ordinals.append(row.ordinal)
+        self._lengths.append(n)
+        for parts, column in zip(self._columns, columns, strict=True):
+            parts.append(column)
 
     def restore(self, cache: Cache) -> None:
         """One kernel call for what was added; then empty again."""
-        if self.slots:
+        if self._ops:
             arena = cache.arena
-            counts, units, centres, flags, phases, bases, stages = self._columns
-            details = np.zeros(len(self.ops) if self._details else 0, dtype=DETAIL)
-            for first, some in self._details:
-                details[first : first + len(some)] = some
+            counts, units, centres, flags, phases, bases, stages = (
+                _joined(parts, kind) for parts, kind in zip(self._columns, _KINDS, strict=True)
+            )
             kernel.restore(
-                _as(self.ops),
-                _as(self.slots),
-                _as(counts),
-                _as(units),
-                np.repeat(np.array(self.ordinals, dtype=np.uint32), self.lengths),
-                _as(flags),
-                _as(phases),
-                _as(centres),
-                _as(bases),
-                _as(stages),
-                details,
+                np.frombuffer(self._ops, np.uint8),
+                _joined(self._slots, np.dtype(np.int32)),
+                counts,
+                units,
+                np.repeat(np.array(self._ordinals, dtype=np.uint32), self._lengths),
+                flags,
+                phases,
+                centres,
+                bases,
+                stages,
+                self._all_details(),
                 arena.state,
                 arena.sums,
                 arena.carried,
                 arena.window,
             )
         self._clear()
+
+    def _all_details(self) -> NDArray[Any]:
+        """DETAIL of all samples, or of none where none carries more."""
+        carries = bool(self._details or self._records)
+        details = np.zeros(len(self._ops) if carries else 0, dtype=DETAIL)
+        for first, some in self._details:
+            details[first : first + len(some)] = some
+        if self._records:
+            records = np.frombuffer(b"".join(self._records), CARRY)
+            details[np.array(self._bases) + records["index"]] = _details_of(records, len(records))
+        return details
+
+
+_KINDS: Final = tuple(np.dtype(kind) for kind in "dddHBII")
+"""Of the columns of a `StoredVerdict`."""
+
+
+def _joined(parts: Iterable[Column | bytes], kind: np.dtype[Any]) -> NDArray[Any]:
+    return np.frombuffer(bytearray().join(parts), kind)  # writable, as the kernels were compiled for
 
 
 _CARRIED: Final = frozenset(CARRIED.names or ())
@@ -207,21 +229,23 @@ _CARRIED_FLOATS: Final = {
 
 def details_of(found: Carried, n: int) -> NDArray[Any]:
     """DETAIL[n] of what a verdict's charts carry, as the kernel takes it back."""
+    return _details_of({name: _as(column) for name, column in found._asdict().items() if column}, n)
+
+
+def _details_of(columns: Mapping[str, NDArray[Any]] | NDArray[Any], n: int) -> NDArray[Any]:
+    """The same from columns by name, or from `CARRY` records."""
+    there = columns.dtype.names or () if isinstance(columns, np.ndarray) else columns
     details = np.zeros(n, dtype=DETAIL)
     carried, parts = details["carried"], details["parts"]
     for name, part in _CARRIED_FLOATS.items():
-        column = getattr(found, name)
-        if column:
-            values = _as(column)
+        if name in there:
+            values = columns[name]
             has = ~np.isnan(values)
             (carried if name in _CARRIED else details)[name][has] = values[has]
             parts[has] |= part
-    for name in ("episode", "alerted", "alerted_at"):
-        if len(getattr(found, name)):
-            carried[name] = _as(getattr(found, name))
-    for name in ("mark", "event", "quiet"):
-        if len(getattr(found, name)):
-            details[name] = _as(getattr(found, name))
+    for name in ("episode", "alerted", "alerted_at", "mark", "event", "quiet"):
+        if name in there:
+            (carried if name in _CARRIED else details)[name] = columns[name]
     parts[details["mark"] != 0] |= PART_MARK
     parts[carried["episode"] != 0] |= PART_ALARM
     return details

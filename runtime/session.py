@@ -216,7 +216,7 @@ class Session:
         self._readings.forget(partition)
 
     async def _take_on(self, found: pipes.Assignment, intake: Intake, begun_s: float) -> None:
-        """Serves a partition from when its history is in memory, or from now on where chambers are read alone."""
+        """Serves a partition from when its history is in memory, or at once where chambers are read alone."""
         partition, reports = found.partition, 0
         is_kept = self._readings.is_kept(partition, found.epoch)
         if not is_kept and self._history.reads_chambers and self._readings.begin(partition, found.before):

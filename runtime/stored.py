@@ -8,34 +8,16 @@ from __future__ import annotations
 import math
 from array import array
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
+import numpy as np
 from msgspec import Raw, Struct
 
 _NONE: Final = Raw(b"\x90")
 
 
-class _RawCarried(Struct, kw_only=True, gc=False):
-    """The fields of `Carried`, still MessagePack."""
-
-    sigma_z: Raw = _NONE
-    mark: Raw = _NONE
-    cusum_up: Raw = _NONE
-    cusum_down: Raw = _NONE
-    cusum_limit_up: Raw = _NONE
-    cusum_limit_down: Raw = _NONE
-    ewma: Raw = _NONE
-    ewma_variance: Raw = _NONE
-    typical_units: Raw = _NONE
-    event: Raw = _NONE
-    episode: Raw = _NONE
-    alerted: Raw = _NONE
-    alerted_at: Raw = _NONE
-    quiet: Raw = _NONE
-
-
-class _RawVerdict(_RawCarried, kw_only=True, gc=False):
+class _RawVerdict(Struct, gc=False):
     """A verdict whose columns are still MessagePack, but for the counts, which differ from run to run."""
 
     chamber: str
@@ -50,6 +32,20 @@ class _RawVerdict(_RawCarried, kw_only=True, gc=False):
     phase: Raw = _NONE
     basis: Raw = _NONE
     stage: Raw = _NONE
+    sigma_z: Raw = _NONE
+    mark: Raw = _NONE
+    cusum_up: Raw = _NONE
+    cusum_down: Raw = _NONE
+    cusum_limit_up: Raw = _NONE
+    cusum_limit_down: Raw = _NONE
+    ewma: Raw = _NONE
+    ewma_variance: Raw = _NONE
+    typical_units: Raw = _NONE
+    event: Raw = _NONE
+    episode: Raw = _NONE
+    alerted: Raw = _NONE
+    alerted_at: Raw = _NONE
+    quiet: Raw = _NONE
     reset: str | None = None
 
 
@@ -80,6 +76,23 @@ class Carried(NamedTuple):
     """uint16"""
 
 
+CARRY: Final = np.dtype(
+    [
+        *(("index", "<u2"), ("mark", "u1"), ("event", "u1"), ("quiet", "<u2"), ("episode", "<u4")),
+        *(("alerted", "<u4"), ("alerted_at", "<i8"), ("typical_units", "<f8"), ("sigma_z", "<f8")),
+        *(("cusum_up", "<f8"), ("cusum_down", "<f8")),
+        *(("cusum_limit_up", "<f8"), ("cusum_limit_down", "<f8")),
+        *(("ewma", "<f8"), ("ewma_variance", "<f8")),
+    ]
+)
+"""What one chart carries, packed: its index in the report, and the fields of `Carried`."""
+CARRY_FLOATS: Final = frozenset(name for name in CARRY.names or () if CARRY[name].kind == "f")
+"""NaN where there is none; the others are 0."""
+
+
+Column: TypeAlias = "array[Any] | memoryview[Any]"
+
+
 class StoredVerdict(NamedTuple):
     """The part of a verdict that a rebuild needs: columns of equal length, entry i of ``charts[i]``.
 
@@ -90,32 +103,33 @@ class StoredVerdict(NamedTuple):
     seq: int
     ordinal: int
     charts: bytes
-    counts: array[float]
+    counts: Column
     """float64"""
-    units: array[float]
+    units: Column
     """float64"""
-    centre: array[float]
+    centre: Column
     """float64"""
-    flags: array[int]
+    flags: Column
     """uint16"""
-    phase: array[int]
+    phase: Column
     """uint8"""
-    basis: array[int]
+    basis: Column
     """uint32"""
-    stage: array[int]
+    stage: Column
     """uint32"""
     reset: str | None
     carried: Carried | None = None
     epoch: int = 0
+    records: bytes = b""
+    """What ``carried`` tells, as `CARRY` records of those charts that have any; one of the two is there."""
 
     @property
-    def columns(self) -> tuple[array[Any], ...]:
+    def columns(self) -> tuple[Column, ...]:
         """The columns in the order of the fields."""
         return (self.counts, self.units, self.centre, self.flags, self.phase, self.basis, self.stage)
 
 
 _raw_verdict = msgspec.msgpack.Decoder(_RawVerdict)
-_raw_carried = msgspec.msgpack.Decoder(_RawCarried)
 
 
 def decode_stored(payload: bytes) -> StoredVerdict:
@@ -133,20 +147,15 @@ def decode_stored(payload: bytes) -> StoredVerdict:
         _column("I", bytes(raw.basis)),
         _column("I", bytes(raw.stage)),
         raw.reset,
-        _carried(raw) if raw.reset is None else None,
+        _carried(raw),
         raw.epoch,
     )
 
 
-def carried_of(packed: bytes) -> Carried | None:
-    """From a MessagePack map of its fields, as far as they are there."""
-    return _carried(_raw_carried.decode(packed))
-
-
-def _carried(raw: _RawCarried) -> Carried | None:
+def _carried(raw: _RawVerdict) -> Carried | None:
     """None where no chart carries anything: each that does has one of these."""
     carries = (raw.sigma_z, raw.cusum_up, raw.ewma, raw.episode)
-    if all(column is _NONE for column in carries):
+    if raw.reset is not None or all(column is _NONE for column in carries):
         return None
     return Carried(
         _column("d", bytes(raw.sigma_z), math.nan),

@@ -17,8 +17,9 @@ history (``E`` is the owner's epoch, ``N`` the noted position, ``c`` a chamber):
    reads from ``N`` on, and passes over what the state has (`runtime.rebuild`).
 2. Chambers that the owner has not in memory: it tells with each page whether its partition is WHOLE, which
    it becomes once within an epoch at most (`runtime.filling`), never after an eviction. If it was at every
-   page, an unknown chamber has nothing stored before ``N``. Else the copy is PARTLY too, and a chamber that is missing is read when it is needed;
-   rows behind ``N`` do not make one, unless they begin with its first report (`Rebuild.follow`).
+   page, an unknown chamber has nothing stored before ``N``. Else the copy is PARTLY too, and a chamber that
+   is missing is read when it is needed; rows behind ``N`` do not make one, unless they begin with its first
+   report (`Rebuild.follow`).
 3. Others that published: the copy is used only if ``E`` is the very epoch that the receiver's own acquisition
    replaced (`runtime.readings`), else the history is read. So nobody had the partition between the two.
 4. A verdict that a former owner sent before it was overtaken by ``E``, and that was stored late but before

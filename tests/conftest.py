@@ -31,7 +31,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     arguments = {name: pyfuncitem.funcargs[name] for name in names}
 
     async def limited() -> None:
-        async with asyncio.timeout(TEST_S_MAX):
+        marker = pyfuncitem.get_closest_marker("limit_s")
+        async with asyncio.timeout(marker.args[0] if marker is not None else TEST_S_MAX):
             await test(**arguments)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -62,7 +63,7 @@ def settings(nats_server: NatsServer) -> Settings:
 @pytest.fixture(scope="session")
 def cassandra_server() -> Iterator[CassandraServer | str]:
     """A real Cassandra for all tests of the run (6 s to start, 1 GB): each takes a keyspace of its own, by
-    `on_cassandra.with_cassandra`. Where CASSANDRA_CONTACT_POINTS names a cluster, that: its contact points."""
+    `on_cassandra.with_cassandra`. Where CASSANDRA_CONTACT_POINTS names a cluster, its contact points."""
     from on_cassandra import drop_keyspaces, running  # with the driver, for tests that need it only
 
     points = os.environ.get("CASSANDRA_CONTACT_POINTS", "")

@@ -7,11 +7,11 @@ of VERDICTS keeps its last D messages.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from runtime.bus import Reply
 from runtime.frames import Message
-from runtime.history import Last, Loaded, Rest, Take
+from runtime.history import Last, Loaded, Rest, Span, Take
 from runtime.names import Names
 from runtime.stored import StoredVerdict, decode_stored
 from runtime.wire import Verdict, decode_verdict
@@ -67,16 +67,33 @@ class MemoryHistory:
     """`runtime.history.History` over the verdicts' stream in memory (one shard)."""
 
     def __init__(self, names: Names, depth: int, rows_at_once: int = 7) -> None:
-        self.verdicts = MemoryStream(names.verdicts, depth)
+        self.stream = MemoryStream(names.verdicts, depth)
         self._names, self.rows_at_once = names, rows_at_once
+
+    reads_chambers = False
+    down = ""
 
     async def append(self, verdicts: Sequence[Message]) -> None:
         """Appending is publishing, as with JetStream."""
 
+    async def make_up(self, chambers: Mapping[str, int]) -> None:
+        """What is published is stored, as with JetStream."""
+
+    async def chambers(self, partition: int) -> list[str]:
+        rows = self.stream.kept_after(self._names.verdict(partition, ""), 0)
+        newest = {decode_stored(payload).chamber: seq for seq, payload in rows}
+        return sorted(newest, key=newest.__getitem__, reverse=True)
+
+    async def verdicts(self, partition: int, chamber: str, span: Span) -> AsyncIterator[list[Verdict]]:
+        rows = self.stream.of_subject(self._names.verdict(partition, chamber))
+        found = [verdict for verdict in map(decode_verdict, rows) if span.has(verdict.at)]
+        for first in range(0, len(found), self.rows_at_once):
+            yield found[first : first + self.rows_at_once]
+
     async def load_partition(
         self, partition: int, take: Take, *, after: int | None = None, rest: Rest | None = None
     ) -> Loaded:
-        rows = self.verdicts.kept_after(self._names.verdict(partition, ""), after or 0)
+        rows = self.stream.kept_after(self._names.verdict(partition, ""), after or 0)
         given, last = 0, after or 0
         for first in range(0, len(rows), self.rows_at_once):
             some = rows[first : first + self.rows_at_once]
@@ -88,15 +105,13 @@ class MemoryHistory:
         return Loaded(given, last)
 
     async def position(self, partition: int) -> int:
-        return len(self.verdicts.messages)
+        return len(self.stream.messages)
 
     async def load_chamber(self, partition: int, chamber: str) -> list[StoredVerdict]:
-        return [
-            decode_stored(row) for row in self.verdicts.of_subject(self._names.verdict(partition, chamber))
-        ]
+        return [decode_stored(row) for row in self.stream.of_subject(self._names.verdict(partition, chamber))]
 
     async def verdicts_after(self, partition: int, chamber: str, seq: int) -> list[Verdict]:
-        rows = self.verdicts.of_subject(self._names.verdict(partition, chamber))
+        rows = self.stream.of_subject(self._names.verdict(partition, chamber))
         return [verdict for verdict in map(decode_verdict, rows) if verdict.seq > seq]
 
     async def last_stored(self, chambers: Mapping[str, int]) -> dict[str, Last]:

@@ -31,7 +31,7 @@ def on_cassandra(settings: Settings, server: CassandraServer | str, **changes: A
     """These settings with the history in a keyspace of their own on *server* (or its contact points), which
     nothing has made yet."""
     points = server if isinstance(server, str) else server.contact_point
-    given = {name: value for name, value in _cluster_settings().items() if isinstance(server, str)}
+    given = _GIVEN if isinstance(server, str) else {}
     return msgspec.structs.replace(
         settings,
         **{
@@ -72,6 +72,10 @@ def _cluster_settings() -> dict[str, Any]:
     there = {name: value for name, value in os.environ.items() if name.startswith("CASSANDRA_")}
     loaded = load(there)
     return {name.lower(): getattr(loaded, name.lower()) for name in there if hasattr(loaded, name.lower())}
+
+
+_GIVEN = _cluster_settings()
+"""As the run began: tests change the environment."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A one-node Apache Cassandra 5.0 as a child process, without a container engine: `make cassandra`, and tests.
+"""A one-node Apache Cassandra 5.0 as a child process, without a container engine: `make cassandra`, tests.
 
 The jars come through Maven (pom.xml) into a folder that git ignores; Java has to be 17 (18 and later lack
 the security manager that Cassandra 5.0 uses). The server listens on the loopback only, on free ports, keeps
@@ -87,7 +87,8 @@ def fetch() -> Path:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_S_MAX, check=False)
     except subprocess.TimeoutExpired:
-        raise CannotStart(f"Maven brought no jars within {FETCH_S_MAX:g} s; run: {' '.join(command)}") from None
+        problem = f"Maven brought no jars within {FETCH_S_MAX:g} s; run: {' '.join(command)}"
+        raise CannotStart(problem) from None
     if done.returncode:
         raise CannotStart(f"Maven brought no jars:\n{(done.stdout + done.stderr)[-2000:]}")
     (JARS / ".pom").write_bytes((_HERE / "pom.xml").read_bytes())
@@ -97,18 +98,24 @@ def fetch() -> Path:
 class CassandraServer:
     """One node. *data* is kept when given, else it is a temporary folder that `close` removes.
 
-    *options* go into cassandra.yaml over ours: ``authenticator``, ``client_encryption_options``, timeouts.
+    *options* go into cassandra.yaml over ours (``authenticator``, ``client_encryption_options``, timeouts),
+    *environment* into the process's environment; both may be changed between two starts.
     """
 
     def __init__(
-        self, data: Path | None = None, *, port: int = 0, options: dict[str, Any] | None = None
+        self,
+        data: Path | None = None,
+        *,
+        port: int = 0,
+        options: dict[str, Any] | None = None,
+        environment: dict[str, str] | None = None,
     ) -> None:
         self._temporary = data is None
         self.folder = Path(tempfile.mkdtemp(prefix="defender-cassandra-")) if data is None else data
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log_path = self.folder / "cassandra.log"
         self.port, self._storage_port = port, 0
-        self._options = options or {}
+        self.options, self.environment = options or {}, environment or {}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -165,12 +172,25 @@ class CassandraServer:
             "concurrent_writes": 8,
             "concurrent_compactors": 1,
             "hinted_handoff_enabled": False,
+            "batch_size_warn_threshold": "64KiB",
             "authenticator": "AllowAllAuthenticator",
-            **self._options,
+            **self.options,
         }
 
     def start(self) -> Self:
         """Starts and waits until clients are served. Raises CannotStart with the log's end."""
+        self.launch()
+        assert self._process is not None
+        deadline_s = time.monotonic() + START_S_MAX
+        while not self.serves():
+            if self._process.poll() is not None or time.monotonic() > deadline_s:
+                self.kill()
+                raise CannotStart(f"Cassandra did not start:\n{self._log_end()}")
+            time.sleep(_POLL_S)
+        return self
+
+    def launch(self) -> None:
+        """Starts and does not wait: `serves` tells. Dies with the *thread* that calls this."""
         assert not self.running, "it runs"
         jars = fetch()
         self.port = self.port or _free_port()
@@ -199,16 +219,11 @@ class CassandraServer:
                 stderr=out,
                 preexec_fn=lambda: die_with(parent_pid),
                 start_new_session=True,
+                env=os.environ | self.environment,
             )
-        deadline_s = time.monotonic() + START_S_MAX
-        while not self._serves():
-            if self._process.poll() is not None or time.monotonic() > deadline_s:
-                self.kill()
-                raise CannotStart(f"Cassandra did not start:\n{self._log_end()}")
-            time.sleep(_POLL_S)
-        return self
 
-    def _serves(self) -> bool:
+    def serves(self) -> bool:
+        """Whether it takes connections of clients."""
         try:
             with socket.create_connection((HOST, self.port), timeout=1.0):
                 return True
@@ -238,6 +253,7 @@ class CassandraServer:
         if self._process is None:
             return
         if self._process.poll() is None:
+            self._process.send_signal(signal.SIGCONT)  # a frozen one obeys nothing but SIGKILL
             self._process.send_signal(how)
         try:
             self._process.wait(STOP_S_MAX)

@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 import runtime
-from runtime.cli import basics, chart, cutover, demo, follow, operate, publish, ring, specs, status, where
+from runtime.cli import (
+    basics,
+    chart,
+    cutover,
+    demo,
+    follow,
+    history,
+    init,
+    operate,
+    publish,
+    ring,
+    specs,
+    status,
+    where,
+)
 
 app = typer.Typer(
     name="defender",
@@ -33,6 +47,8 @@ app.command()(operate.unfreeze)
 app.command()(cutover.cutover)
 app.command()(cutover.track)
 app.add_typer(specs.app, name="specs")
+app.add_typer(history.app, name="history")
+app.command()(init.init)
 app.command()(basics.config)
 app.command()(basics.schema)
 app.command()(basics.warm)

@@ -13,10 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from runtime import config, resources
 from runtime.cli import history_show, terminal
-from runtime.cli.history_chosen import Store, chosen, named_store, reading, span_of, spoken
+from runtime.cli.history_chosen import Store, chosen, like, named_store, opened, reading, span_of, spoken
 from runtime.config import Settings
-from runtime.errors import InputError
-from runtime.history import Span, stores
+from runtime.errors import DefenderError, InputError
+from runtime.history import Span
 from runtime.history_export import Format, Rows, check_format, file_of, replaced
 
 if TYPE_CHECKING:
@@ -108,8 +108,11 @@ async def _export(
                         rows.take(page)
                         progress.update(shown, count=f"{rows.rows:,} rows")
                     progress.advance(shown)
+            if charts and rows.others and not rows.samples:
+                there = like(charts[0], rows.others)
+                raise InputError(f"no chart {charts[0]!r} in what is stored; there are {there}")
             if not rows.rows:
-                raise InputError(_nothing(list(found), charts, span))
+                raise InputError(_nothing(list(found), span))
             rows.finish()
         except BaseException:
             file.abandon()
@@ -117,13 +120,10 @@ async def _export(
     return rows
 
 
-def _nothing(chambers: list[str], charts: list[str], span: Span) -> str:
-    of = f"chamber {chambers[0]}" if len(chambers) == 1 else f"{len(chambers)} chambers"
-    which = f", charts {', '.join(charts)}," if charts else ""
-    return (
-        f"nothing is stored of {of}{terminal.clean(which)} {spoken(span)}, so there is nothing to write; "
-        "defender history show says what there is"
-    ).replace("  ", " ")
+def _nothing(chambers: list[str], span: Span) -> str:
+    of = chambers[0] if len(chambers) == 1 else f"{len(chambers)} chambers"
+    what = " ".join(part for part in ("nothing is stored of", of, spoken(span)) if part)
+    return f"{what}: there is nothing to write; defender history show says what there is"
 
 
 def _progress(what: str) -> Progress:
@@ -146,7 +146,7 @@ def copy(
 
     It can be made again, and while defenders run: what is there is passed over. To jetstream go the last
     HISTORY_DEPTH reports of each chamber, if they are newer than what VERDICTS has of it: a stream takes
-    nothing in before what it has. The exit code is 1 when a report is not in the target as it is in the source.
+    nothing in before what it has. The exit code is 1 when a report is not in the target as in the source.
     """
     if source is target:
         raise InputError(f"--from and --to are both {source}: give two stores")
@@ -174,7 +174,7 @@ async def _copy(
             await resources.ensure(connection, settings)
         async with (
             reading(settings, source, connection) as original,
-            stores.opened(settings, connection, target) as other,
+            opened(settings, connection, target) as other,
         ):
             found = await chosen(original, settings, chambers)
             into: Target = IntoStore(other, settings.names)
@@ -190,7 +190,11 @@ async def _copy(
                     read += copied.read
                     progress.update(shown, advance=1, count=f"{read:,} reports")
 
-                await copy_all(original, into, found, tell)
+                try:
+                    await copy_all(original, into, found, tell)
+                except DefenderError as error:
+                    error.add_note("copy again: what is there is passed over")
+                    raise
     return sorted(done, key=lambda copied: copied.chamber)
 
 
@@ -210,6 +214,7 @@ def _summary(done: list[Copied], source: config.History, target: config.History)
         "read": sum(copied.read for copied in done),
         "stored": sum(copied.stored for copied in done),
         "there": sum(copied.there for copied in done),
+        "beyond": sum(copied.beyond for copied in done),
         "equal": not _counts(done),
         "troubles": _counts(done),
         "troubled": [copied for copied in done if copied.troubles],
@@ -221,7 +226,8 @@ def _tell(done: list[Copied], source: config.History, target: config.History, se
     equal = "compared: equal" if summary["equal"] else "compared: they differ"
     console.print(
         f"{named_store(source)} → {named_store(target)}: {summary['chambers']:,} chambers, "
-        f"{summary['read']:,} reports; {summary['stored']:,} stored, {summary['there']:,} there already; {equal}"
+        f"{summary['read']:,} reports; {summary['stored']:,} stored, {summary['there']:,} there already; "
+        f"{equal}"
     )
     troubled: list[Copied] = summary["troubled"]
     for copied in troubled[:SHOWN_MAX]:
@@ -238,15 +244,15 @@ def _explained(trouble: Trouble, settings: Settings) -> str:
     names, window_s = settings.names, settings.duplicate_window_s
     verdicts, samples = names.verdicts_stream(0), names.samples_stream(0)
     return {
-        "older": f"than the newest verdict that {verdicts} has of its chamber, and a stream takes nothing in "
+        "older": f"than the newest verdict that {verdicts} has of the chamber, and a stream takes nothing in "
         "before what it has. With HISTORY=cassandra they are read from Cassandra. To have them in the stream "
-        "too: end the defenders, copy from jetstream to cassandra, purge the chamber's subject in the stream, "
-        "and copy back",
-        "unnumbered": f"their chamber was judged up to a report with a number that {samples} has not reached: "
+        "too: end the defenders, copy from jetstream to cassandra, purge the chamber's subject in the "
+        "stream, and copy back",
+        "unnumbered": f"the chamber was judged up to a report whose number {samples} has not reached: "
         "the stream was made anew, and its next reports would pass for judged. Make it begin behind that "
-        "number (nats stream add --first-sequence), or leave these chambers out",
-        "dropped": f"the server dropped them as repeats of messages that {verdicts} had, and lost, in the last "
-        f"{window_s} s (DUPLICATE_WINDOW_S): copy again after that time",
+        "number (first_seq of the stream), or leave these chambers out",
+        "dropped": f"the server took them for repeats of messages that {verdicts} had, and lost, in the "
+        f"last {window_s} s (DUPLICATE_WINDOW_S): copy again after that time",
         "different": f"{verdicts} has another verdict of the same report, and that is the one that counts",
         "lost": "stored, but not read back the same: copy again, and see the target's log if it stays so",
     }[trouble.value]

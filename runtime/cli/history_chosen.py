@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ from typing import Annotated, Final
 import msgspec
 import typer
 
-from runtime import config
+from runtime import config, log
 from runtime.cli import snapshot, terminal
 from runtime.config import Settings
 from runtime.connection import Connection
@@ -41,7 +42,8 @@ async def reading(
 ) -> AsyncIterator[History]:
     """The history of *store*, by default that of the settings.
 
-    Raises InputError where the stream of the verdicts is not there, SettingsError for PARTITIONS, HistoryDiffers.
+    Raises InputError where the stream of the verdicts is not there, SettingsError for PARTITIONS,
+    HistoryDiffers for what cannot be read.
     """
     if connection is None:
         async with terminal.session(settings) as own, reading(settings, store, own) as history:
@@ -49,7 +51,7 @@ async def reading(
         return
     await _check_partitions(connection, settings)
     try:
-        async with stores.opened(settings, connection, store) as history:
+        async with opened(settings, connection, store) as history:
             yield history
     except NotFound as error:
         wrong = "NATS_SERVERS, STREAM_VERDICTS or PARTITIONS"
@@ -58,6 +60,21 @@ async def reading(
         raise HistoryDiffers(
             f"a stored verdict cannot be read: {error}; it is of another version: run that one"
         ) from error
+
+
+@asynccontextmanager
+async def opened(
+    settings: Settings, connection: Connection, store: config.History | None
+) -> AsyncIterator[History]:
+    """The history of *store*. What its log would say of a store that is away comes as an error here."""
+    logger = logging.getLogger(f"{log.ROOT}.cassandra")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        async with stores.opened(settings, connection, store) as history:
+            yield history
+    finally:
+        logger.setLevel(level)
 
 
 async def _check_partitions(connection: Connection, settings: Settings) -> None:

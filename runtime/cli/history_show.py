@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 import typer
@@ -34,6 +34,14 @@ SAMPLE_HEADING: Final = (
 _PHASES: Final = ("learning", "phase I", "phase II", "predicts")
 
 
+class Asked(NamedTuple):
+    """Which reports of a chamber: with samples of charts that match, of a time, the newest so many."""
+
+    chart: str
+    span: Span
+    last: int | None
+
+
 class Kept(Struct, frozen=True):
     """What is stored of a chamber; times in ns since 1970."""
 
@@ -56,7 +64,7 @@ def show(
     ] = "",
     chart: Annotated[str, typer.Option(help="The samples of this chart, or of those that match.")] = "",
     last: Annotated[
-        int | None, typer.Option(min=0, help="The newest N reports.  [default: 20, without --since]")
+        int | None, typer.Option(min=1, help="The newest N reports.  [default: 20, without --since]")
     ] = None,
     since: Annotated[str, typer.Option(help="From this time on: a span (10m), RFC 3339, or all.")] = "",
     until: Annotated[str, typer.Option(help="Before this time: the same.")] = "",
@@ -70,8 +78,7 @@ def show(
     if chamber and GLOB.isdisjoint(chamber):
         if last is None and not since:
             last = LAST
-        reports = terminal.run(_reports(settings, store, chamber, chart, span, last, json))
-        if not reports:
+        if not terminal.run(_reports(settings, store, chamber, Asked(chart, span, last), json)):
             raise InputError(f"nothing is stored of {chamber} {spoken(span)}".rstrip())
         return
     if chart or last is not None:
@@ -150,59 +157,46 @@ async def kept_of(history: History, partition: int, chamber: str, span: Span) ->
 
 
 async def _reports(
-    settings: Settings,
-    store: config.History | None,
-    chamber: str,
-    chart: str,
-    span: Span,
-    last: int | None,
-    json: bool,
+    settings: Settings, store: config.History | None, chamber: str, asked: Asked, json: bool
 ) -> int:
     """Prints them; how many there were."""
     console = terminal.stdout()
     shown = 0
-    known: dict[str, None] = {}
     async with reading(settings, store) as history:
         partition = (await chosen(history, settings, [chamber]))[chamber]
-        if not json:
-            console.print(SAMPLE_HEADING if chart else REPORT_HEADING, style="bold")
-        async for verdict in _wanted(history, partition, chamber, chart, span, last, known):
-            shown += 1
+        async for verdict in _wanted(history, partition, chamber, asked):
             if json:
                 terminal.print_json(msgspec.to_builtins(verdict))
-                continue
-            for text, style in sample_lines(verdict, chart) if chart else [report_line(verdict)]:
-                console.print(text, style=style or None)
-    if not shown and known and last != 0:
-        raise InputError(f"{chamber} has no chart {chart!r} in what is stored; it has {like(chart, known)}")
-    return shown or int(last == 0)
+            else:
+                if not shown:
+                    console.print(SAMPLE_HEADING if asked.chart else REPORT_HEADING, style="bold")
+                for text, style in (
+                    sample_lines(verdict, asked.chart) if asked.chart else [report_line(verdict)]
+                ):
+                    console.print(text, style=style or None)
+            shown += 1
+    return shown
 
 
-async def _wanted(
-    history: History,
-    partition: int,
-    chamber: str,
-    chart: str,
-    span: Span,
-    last: int | None,
-    known: dict[str, None],
-) -> AsyncIterator[Verdict]:
-    """The reports that are asked for, oldest first; *known* gets the charts that there are, while none fits."""
-    newest: deque[Verdict] = deque(maxlen=last)
-    found = False
-    async for page in history.verdicts(partition, chamber, span):
+async def _wanted(history: History, partition: int, chamber: str, asked: Asked) -> AsyncIterator[Verdict]:
+    """The reports that are asked for, oldest first. Raises InputError where no sample is of such a chart."""
+    newest: deque[Verdict] = deque(maxlen=asked.last)
+    others: dict[str, None] = {}
+    found = not asked.chart
+    async for page in history.verdicts(partition, chamber, asked.span):
         for verdict in page:
-            if not _concerns(verdict, chart):
+            if not _concerns(verdict, asked.chart):
                 if not found:
-                    known |= dict.fromkeys(verdict.charts)
+                    others |= dict.fromkeys(verdict.charts)
                 continue
             found = found or verdict.reset is None
-            if last is None:
+            if asked.last is None:
                 yield verdict
             else:
                 newest.append(verdict)
-    if chart and not found and known:
-        return
+    if not found and others:
+        there = like(asked.chart, others)
+        raise InputError(f"{chamber} has no chart {asked.chart!r} in what is stored; it has {there}")
     for verdict in newest:
         yield verdict
 
@@ -227,7 +221,8 @@ def report_line(verdict: Verdict) -> tuple[str, str]:
         if flags
     ]
     more = f"; {len(signals) - SIGNALS_SHOWN} more" if len(signals) > SIGNALS_SHOWN else ""
-    text = f"{left}  {len(verdict.charts):>6}  {stage:<9}  {phase:<8}  {'; '.join(signals[:SIGNALS_SHOWN])}{more}"
+    told = f"{'; '.join(signals[:SIGNALS_SHOWN])}{more}"
+    text = f"{left}  {len(verdict.charts):>6}  {stage:<9}  {phase:<8}  {told}"
     union = 0
     for flags in verdict.flags:
         union |= flags

@@ -125,31 +125,38 @@ class CassandraHistory:
             found = await self._tables.newest(chamber, block, self._depth)
         stored = [rows.stored(row) for row in reversed(found)]
         if newest is not None:
-            last = decode_stored(newest)
+            last, lacking = decode_stored(newest), list[bytes]()
             if not stored or last.seq > stored[-1].seq:
-                stored.append(last)  # published, and not yet in the table
-        if newest is not None and not _is_whole(stored, self._depth):
-            stored = await self._with_the_stream(partition, chamber, stored, {row.seq for row in found})
+                stored.append(last)
+                lacking.append(newest)
+            if not _is_whole(stored, self._depth):
+                in_table = {row.seq for row in found}
+                stored, lacking = await self._with_the_stream(partition, chamber, stored, in_table)
+            if found and lacking:
+                await self._repair(lacking, last.seq)
         return _unbroken(stored)[-self._depth :]
 
     async def _with_the_stream(
         self, partition: int, chamber: str, stored: list[StoredVerdict], in_table: set[int]
-    ) -> list[StoredVerdict]:
-        """The rows and what the stream has besides; what lay between rows of the table is stored there."""
+    ) -> tuple[list[StoredVerdict], list[bytes]]:
+        """The rows and what the stream has besides; those of the stream that the table lacks."""
         by_seq = {verdict.seq: verdict for verdict in stored}
         lacking = []
         for payload in await self._stream.messages_of(partition, chamber):
             verdict = decode_stored(payload)
-            if verdict.seq not in by_seq:
-                by_seq[verdict.seq] = verdict
+            by_seq.setdefault(verdict.seq, verdict)
+            if verdict.seq not in in_table:
                 lacking.append(payload)
-        if lacking and in_table:
-            newest = max(in_table)
-            holes = [row for row in map(rows.pack, lacking) if row.seq < newest]
-            await self._tables.append(holes)
-            if self._counters is not None:
-                self._counters.add(Counter.HISTORY_REPAIRED, len(holes))
-        return [by_seq[seq] for seq in sorted(by_seq)]
+        return [by_seq[seq] for seq in sorted(by_seq)], lacking
+
+    async def _repair(self, payloads: list[bytes], newest: int) -> None:
+        """Stores what the table lacks, but for what is old enough to have expired there. A chamber's *newest*
+        verdict may only be on its way: it does not count as a loss."""
+        oldest_ns = time.time_ns() - int(self._tables.ttl_s * 1e9)
+        lost = [row for row in map(rows.pack, payloads) if row.at_ns > oldest_ns]
+        await self._tables.append(lost)
+        if self._counters is not None:
+            self._counters.add(Counter.HISTORY_REPAIRED, sum(row.seq < newest for row in lost))
 
     async def verdicts_after(self, partition: int, chamber: str, seq: int) -> list[Verdict]:
         payloads = await self._stream.messages_of(partition, chamber)

@@ -9,6 +9,7 @@ by itself; to a node that was lost it tries to connect for as long as it takes.
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
 from collections.abc import Iterator
 from typing import Any, Final
@@ -57,6 +58,8 @@ RECONNECT_FIRST_S: Final = 0.2
 RECONNECT_MOST_S: Final = 2.0
 HEARTBEAT_S: Final = 10.0
 """A connection on which nothing came for so long is asked whether it lives; a dead network tells nobody."""
+PROTOCOL: Final = ProtocolVersion.V4
+"""In version 5 the driver (3.30) loses bytes where a read of the socket ends within a segment's header."""
 _EXECUTOR_THREADS: Final = 2
 _TEXT_MAX: Final = 300
 _INIT: Final = "run: defender init"
@@ -104,7 +107,8 @@ def _cluster(settings: Settings) -> Cluster:
     return Cluster(
         contact_points=points,
         port=points[0][1],  # of nodes that say none themselves (before Cassandra 4)
-        protocol_version=ProtocolVersion.V5,
+        protocol_version=PROTOCOL,
+        sockopts=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
         connection_class=LibevConnection,
         execution_profiles={EXEC_PROFILE_DEFAULT: profile},
         reconnection_policy=ExponentialReconnectionPolicy(

@@ -21,13 +21,14 @@ from contextlib import suppress
 from random import Random
 from typing import Any, Final, NamedTuple
 
+from cassandra import InvalidRequest
 from cassandra.cluster import Cluster, ResponseFuture, Session
 from cassandra.query import Statement
 
 from runtime import log
 from runtime.config import Settings
 from runtime.counters import Counter, WorkerCounters
-from runtime.errors import DefenderError, HistoryUnreachable
+from runtime.errors import DefenderError, HistoryDiffers, HistoryUnreachable
 from runtime.frames import backoff_s
 from runtime.history.cluster import explained, open_cluster
 
@@ -35,6 +36,10 @@ FAILURES_OPEN: Final = 3
 RETRY_FIRST_S: Final = 0.05
 RETRY_MOST_S: Final = 1.0
 _LOG: Final = log.get("cassandra")
+
+
+class BatchTooLarge(HistoryDiffers):
+    """The server refuses a batch for its size; its statements by themselves may pass."""
 
 
 class Page(NamedTuple):
@@ -109,8 +114,11 @@ class Requests:
         self.prepared: Any = None
         self.down = ""
         """Why nothing is stored or read at the moment; "" when the circuit is closed."""
+        self.outages = 0
+        """How often the circuit opened."""
         self._down_since_s = 0.0
         self._failures = 0
+        self._answered_s = 0.0
         self._probe = asyncio.Lock()
         self._opening = asyncio.Lock()
         self._answers = Answers(asyncio.get_running_loop())
@@ -120,12 +128,23 @@ class Requests:
         assert self._cluster is not None, "open first"
         return self._cluster
 
+    @property
+    def is_open(self) -> bool:
+        return self._session is not None
+
+    @property
+    def silence_s(self) -> float:
+        """Since when nothing was answered."""
+        return time.monotonic() - self._answered_s
+
     async def open(self) -> None:
         """Connects, unless it is connected; waits while no node answers. Raises what waiting does not mend:
         CredentialsRefused, HistoryDiffers."""
         begun_s, attempt = time.monotonic(), 0
         async with self._opening:
-            while self._session is None:
+            if self.is_open:
+                return  # which says nothing of the nodes: the circuit stays as it is
+            while not self.is_open:
                 try:
                     await asyncio.to_thread(self._open)
                 except DefenderError as error:
@@ -146,11 +165,11 @@ class Requests:
             raise explained(error, self._settings) from error
         self._cluster, self._session = cluster, session
 
-    def close(self) -> None:
-        """Ends the connections; blocks for a moment."""
+    async def close(self) -> None:
+        """Ends the connections; takes a moment."""
         cluster, self._cluster, self._session = self._cluster, None, None
         if cluster is not None:
-            cluster.shutdown()
+            await asyncio.to_thread(cluster.shutdown)
 
     async def send(self, statement: Statement, start: bytes | None = None) -> Page:
         """The answer to a statement, of a query the page that begins at *start*. Waits while nothing answers.
@@ -184,9 +203,10 @@ class Requests:
         return attempt + 1
 
     async def _once(self, statement: Statement, start: bytes | None) -> Page:
-        assert self._session is not None
+        session = self._session
+        assert session is not None
         try:
-            sent = self._session.execute_async(statement, paging_state=start)
+            sent = session.execute_async(statement, paging_state=start)
             async with asyncio.timeout(2 * self._settings.cassandra_timeout_s):  # its own timeout comes first
                 return await self._answers.of(sent)
         except TimeoutError:
@@ -195,20 +215,23 @@ class Requests:
             raise
         except Exception as error:
             known = explained(error, self._settings)
-            if not isinstance(known, HistoryUnreachable):
-                await asyncio.to_thread(self.close)
+            if isinstance(error, InvalidRequest) and "Batch too large" in str(error):
+                raise BatchTooLarge(str(known)) from error
+            if not isinstance(known, HistoryUnreachable) and self._session is session:
+                await self.close()
             raise known from error
 
     def _failed(self, error: DefenderError) -> None:
         self._failures += 1
         if self._failures >= FAILURES_OPEN and not self.down:
             self.down, self._down_since_s = str(error), time.monotonic()
+            self.outages += 1
             if self._counters is not None:
                 self._counters.set(Counter.HISTORY_DOWN, 1)
             _LOG.error("the history takes nothing; reports wait in NATS", cause=self.down)
 
     def _succeeded(self) -> None:
-        self._failures = 0
+        self._failures, self._answered_s = 0, time.monotonic()
         if self.down:
             _LOG.info(
                 "the history takes reports again", after_s=round(time.monotonic() - self._down_since_s, 1)

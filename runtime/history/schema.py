@@ -160,17 +160,25 @@ def read(session: Session, settings: Settings) -> Found:
     return Found(dict(kept[0][0]) if kept else None, columns, ttl_s or 0, how, meta)
 
 
+def parts(found: Found, settings: Settings) -> dict[str, bool]:
+    """What there must be, and whether it is."""
+    keyspace = settings.cassandra_keyspace
+    tables = {f"table {keyspace}.{table}": table in found.columns for table in COLUMNS}
+    has_meta = all(key in found.meta for key in _meta(settings))
+    return {
+        f"keyspace {keyspace}": found.replication is not None,
+        **tables,
+        "version and PARTITIONS": has_meta,
+    }
+
+
 def missing(found: Found, settings: Settings) -> list[str]:
-    """What is not there, a line each."""
+    """What is not there, in one line, or none."""
     keyspace = settings.cassandra_keyspace
     if found.replication is None:
         return [f"no keyspace {keyspace!r} in Cassandra: run: defender init, or correct CASSANDRA_KEYSPACE"]
-    lacking = [table for table in COLUMNS if table not in found.columns]
-    if lacking:
-        tables = ", ".join(f"{keyspace}.{table}" for table in lacking)
-        return [f"Cassandra lacks {tables}: run: defender init"]
-    keys = [key for key in _meta(settings) if key not in found.meta]
-    return [f"{keyspace}.meta lacks {', '.join(keys)}: run: defender init"] if keys else []
+    lacking = [name for name, is_there in parts(found, settings).items() if not is_there]
+    return [f"Cassandra lacks in {keyspace}: {', '.join(lacking)}: run: defender init"] if lacking else []
 
 
 def differences(found: Found, settings: Settings) -> list[str]:
@@ -205,7 +213,8 @@ def adjustments(found: Found, settings: Settings) -> list[tuple[str, str]]:
         told = f"{table} keeps new rows {settings.history_ttl_s} s (HISTORY_TTL_S), before {found.ttl_s} s"
         done.append((told, f"ALTER TABLE {table} WITH default_time_to_live = {settings.history_ttl_s}"))
     wanted = compaction(settings)
-    if any(not str(found.compaction.get(key, "")).endswith(value) for key, value in wanted.items()):
+    has = {**found.compaction, "class": found.compaction.get("class", "").rpartition(".")[2]}
+    if any(has.get(key) != value for key, value in wanted.items()):
         told = f"{table} is compacted by {wanted['compaction_window_size']} h"
         done.append((told, f"ALTER TABLE {table} WITH compaction = {wanted}"))
     return done
@@ -245,6 +254,12 @@ def _check_datacenters(session: Session, settings: Settings) -> None:
             f"CASSANDRA_REPLICATION: {settings.cassandra_replication!r} names {', '.join(unknown)}, and the "
             f"cluster's datacenters are {', '.join(there)}: correct it"
         )
+    for name, count in settings.replication.items():
+        if count > there[name]:
+            raise HistoryDiffers(
+                f"CASSANDRA_REPLICATION: {settings.cassandra_replication!r} asks for {count} replicas in "
+                f"{name}, and it has {there[name]} nodes: ask for fewer, or add nodes first"
+            )
 
 
 def _alter(session: Session, statement: str, settings: Settings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,6 +28,7 @@ class Stores:
         """A request that is not answered for *patience_s* raises HistoryUnreachable."""
         self._settings, self._counters, self._patience_s = settings, counters, patience_s
         self._tables: Tables | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     async def over(self, connection: Connection, store: config.History | None = None) -> History:
         """The history of *store*, by default that of the settings. Waits while Cassandra is away; raises
@@ -43,9 +45,13 @@ class Stores:
         if self._tables is None:
             self._tables = Tables(settings, self._counters, patience_s=self._patience_s)
         await self._tables.open()
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._tables.watch())
         return CassandraHistory(self._tables, stream, settings.history_depth, self._counters)
 
     async def close(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
         if self._tables is not None:
             await self._tables.close()
 

@@ -68,7 +68,7 @@ def opened(request: pytest.FixtureRequest) -> Opened:
 
         async def publish(messages: Sequence[Message]) -> None:
             for message in messages:
-                history.verdicts.store(message)
+                history.stream.store(message)
             await history.append(messages)
 
         yield Store(history, names, publish)

@@ -166,7 +166,7 @@ class Outside:
 
     def differences(self) -> list[str]:
         """Of the streams from the oracle's."""
-        stored = [stream.messages for stream in (self.history.verdicts, self.alarms, self.rejected)]
+        stored = [stream.messages for stream in (self.history.stream, self.alarms, self.rejected)]
         streams = Streams(self.samples, *stored)
         return Oracle(window=self.window, depth=self.depth, specs=self.specs).compare(streams)
 
@@ -469,7 +469,7 @@ class Worker:
                 messages -= 1
                 acted = True
                 message = landing.unstored.popleft()
-                if self.rng.random() < refusals or not self.history.verdicts.store(message):
+                if self.rng.random() < refusals or not self.history.stream.store(message):
                     refused = True  # or another has published it: the session ends in the same way
         if refused:
             self.break_session(stored=self.rng.randrange(30))

@@ -34,17 +34,23 @@ UNUSUAL = {
     "max_defenders": "1",
     "identity": "ordinal",
     "ring_join": "manual",
-    "history": "jetstream",
+    "history": "cassandra",
     "id_range": "3-7",
     "log_format": "json",
     "log_level": "debug",
     "http_host": "127.0.0.1",
     "pod_name": "defender-7f9c-x2",
     "pod_uid": "0b0e3a52-6c0e-4d0f-9f7e-000000000001",
+    "cassandra_contact_points": "cas-0.cas:9043, [::1]:9042",
+    "cassandra_replication": "datacenter1:3,west:2",
+    "cassandra_consistency": "quorum",
 }
 BESIDE = {
     "nats_user": {"NATS_PASSWORD": "pw"},
     "nats_password": {"NATS_USER": "u"},
+    "cassandra_user": {"CASSANDRA_PASSWORD": "pw"},
+    "cassandra_password": {"CASSANDRA_USER": "u"},
+    "cassandra_datacenter": {"CASSANDRA_REPLICATION": "other:1"},
 }
 
 
@@ -57,7 +63,12 @@ def unusual_value(name: str, tmp_path: Path) -> tuple[str, dict[str, str]]:
         return UNUSUAL[name], beside
     if name in ("nats_tls_cert", "nats_tls_key"):
         return str(path), {"NATS_TLS_CERT": str(path), "NATS_TLS_KEY": str(path)}
-    if name.startswith("nats_tls_ca") or name in ("nats_creds", "nats_nkey_seed"):
+    if name in ("cassandra_tls_cert", "cassandra_tls_key", "cassandra_tls_hostname"):
+        ours = {"CASSANDRA_TLS_CA": str(path)}
+        if name != "cassandra_tls_hostname":
+            ours |= {"CASSANDRA_TLS_CERT": str(path), "CASSANDRA_TLS_KEY": str(path)}
+        return str(path), ours
+    if name in ("nats_tls_ca", "cassandra_tls_ca", "nats_creds", "nats_nkey_seed"):
         return str(path), beside
     base, default = get_args(FIELDS[name].type)[0], FIELDS[name].default
     if base is float:
@@ -118,7 +129,6 @@ def test_the_pod_is_named_after_hostname_and_two_loads_are_two_pods() -> None:
         ("IDENTITY", "random"),
         ("LOG_FORMAT", "xml"),
         ("HISTORY", "redis"),
-        ("HISTORY", "cassandra"),
         ("MAX_DEFENDERS", "-1"),
         ("ID_RANGE", "7-3"),
         ("ID_RANGE", "-1-3"),
@@ -136,6 +146,24 @@ def test_the_pod_is_named_after_hostname_and_two_loads_are_two_pods() -> None:
         ("NATS_SERVERS", "nats://host name"),
         ("NATS_CREDS", "/nowhere/user.creds"),
         ("NATS_TLS_CA", "/nowhere/ca.pem"),
+        ("CASSANDRA_CONTACT_POINTS", " , "),
+        ("CASSANDRA_CONTACT_POINTS", "http://host:9042"),
+        ("CASSANDRA_CONTACT_POINTS", "host:0"),
+        ("CASSANDRA_CONTACT_POINTS", "host:65536"),
+        ("CASSANDRA_CONTACT_POINTS", "a b"),
+        ("CASSANDRA_CONTACT_POINTS", "[::1"),
+        ("CASSANDRA_KEYSPACE", "Defender"),
+        ("CASSANDRA_KEYSPACE", "a-b"),
+        ("CASSANDRA_REPLICATION", ","),
+        ("CASSANDRA_REPLICATION", "3"),
+        ("CASSANDRA_REPLICATION", "datacenter1"),
+        ("CASSANDRA_REPLICATION", "datacenter1:0"),
+        ("CASSANDRA_REPLICATION", "datacenter1:17"),
+        ("CASSANDRA_REPLICATION", "datacenter1:1,datacenter1:2"),
+        ("CASSANDRA_REPLICATION", "west:3"),
+        ("CASSANDRA_CONSISTENCY", "most"),
+        ("CASSANDRA_TLS_CA", "/nowhere/ca.pem"),
+        ("HISTORY_TTL_S", "0"),
     ],
 )
 def test_a_wrong_value_is_refused_by_an_error_that_names_the_variable(name: str, text: str) -> None:
@@ -167,6 +195,12 @@ def test_an_error_says_what_a_value_must_be() -> None:
         ({"NATS_TLS_KEY": "FILE"}, "NATS_TLS_CERT"),
         ({"NATS_TOKEN": "t", "NATS_USER": "u", "NATS_PASSWORD": "p"}, "NATS_TOKEN"),
         ({"NATS_CREDS": "FILE", "NATS_NKEY_SEED": "FILE"}, "NATS_NKEY_SEED"),
+        ({"CASSANDRA_USER": "u"}, "CASSANDRA_PASSWORD"),
+        ({"CASSANDRA_PASSWORD": "p"}, "CASSANDRA_USER"),
+        ({"CASSANDRA_TLS_CERT": "FILE", "CASSANDRA_TLS_CA": "FILE"}, "CASSANDRA_TLS_KEY"),
+        ({"CASSANDRA_TLS_KEY": "FILE", "CASSANDRA_TLS_CA": "FILE"}, "CASSANDRA_TLS_CERT"),
+        ({"CASSANDRA_TLS_KEY": "FILE", "CASSANDRA_TLS_CERT": "FILE"}, "CASSANDRA_TLS_CA"),
+        ({"CASSANDRA_TLS_HOSTNAME": "cas"}, "CASSANDRA_TLS_CA"),
     ],
 )
 def test_half_a_login_or_two_of_them_are_refused(environ: dict[str, str], named: str, tmp_path: Path) -> None:
@@ -204,6 +238,54 @@ def test_settings_load_exactly_when_their_relations_hold(
     assert "must be" in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "points"),
+    [
+        ("host", [("host", 9042)]),
+        (
+            " cas-0.cas:9043 ,cas-1.cas,, 10.0.0.3:1",
+            [("cas-0.cas", 9043), ("cas-1.cas", 9042), ("10.0.0.3", 1)],
+        ),
+        ("[::1]:9043,[fd00::2]", [("::1", 9043), ("fd00::2", 9042)]),
+        ("::1, fd00::2", [("::1", 9042), ("fd00::2", 9042)]),
+        ("a,b,a:9042", [("a", 9042), ("b", 9042)]),
+    ],
+)
+def test_contact_points_are_hosts_and_ports(text: str, points: list[tuple[str, int]]) -> None:
+    assert load({"CASSANDRA_CONTACT_POINTS": text}).contact_points == points
+
+
+def test_replication_is_replicas_by_datacenter() -> None:
+    settings = load({"CASSANDRA_REPLICATION": "east:3, west-2:2", "CASSANDRA_DATACENTER": "east"})
+    assert settings.replication == {"east": 3, "west-2": 2}
+    with pytest.raises(SettingsError, match=r"'west:x' is not a datacenter and its number .* such as dc1:3"):
+        load({"CASSANDRA_REPLICATION": "datacenter1:3,west:x"})
+    with pytest.raises(SettingsError, match=r"no replica in CASSANDRA_DATACENTER 'north': .* north:3"):
+        load({"CASSANDRA_REPLICATION": "east:3", "CASSANDRA_DATACENTER": "north"})
+
+
+@pytest.mark.parametrize(
+    ("level", "replication", "is_right"),
+    [
+        ("local_one", "datacenter1:1,west:3", True),
+        ("local_one", "datacenter1:2", False),
+        ("one", "datacenter1:1", True),
+        ("one", "datacenter1:1,west:1", False),
+        ("local_quorum", "datacenter1:3,west:3", True),
+    ],
+)
+def test_a_consistency_whose_reads_can_miss_a_write_is_refused(
+    level: str, replication: str, is_right: bool
+) -> None:
+    environ = {"CASSANDRA_CONSISTENCY": level, "CASSANDRA_REPLICATION": replication}
+    if is_right:
+        load(environ)
+        return
+    with pytest.raises(SettingsError, match="a read can miss what was written") as refused:
+        load(environ)
+    assert refused.value.setting == "CASSANDRA_CONSISTENCY"
+
+
 @given(first=st.integers(0, 9999), size=st.integers(1, 50), spaces=st.sampled_from(["", " "]))
 def test_an_id_range_holds_both_of_its_ends(first: int, size: int, spaces: str) -> None:
     last = min(9999, first + size - 1)
@@ -226,15 +308,21 @@ def test_no_secret_is_shown_anywhere() -> None:
         "NATS_SERVERS": "nats://root:hunter2@a:4222,u:hunter2@b",
         "NATS_USER": "u",
         "NATS_PASSWORD": "hunter2",
+        "CASSANDRA_USER": "u",
+        "CASSANDRA_PASSWORD": "hunter2",
     }
     shown = {s.name: s for s in sources(environ)}
     assert shown["NATS_PASSWORD"].secret
     assert shown["NATS_PASSWORD"].value == MASK
+    assert shown["CASSANDRA_PASSWORD"].value == MASK
     assert shown["NATS_TOKEN"].value == ""
     assert shown["NATS_SERVERS"].value == f"nats://{MASK}@a:4222,{MASK}@b"
     assert "hunter2" not in repr(shown) + repr(load(environ)) + str(load(environ))
     with pytest.raises(SettingsError) as refused:
         load({"NATS_SERVERS": "nats://root:hunter2@a b"})
+    assert "hunter2" not in str(refused.value)
+    with pytest.raises(SettingsError) as refused:
+        load({"CASSANDRA_CONTACT_POINTS": "root:hunter2@a:9042"})
     assert "hunter2" not in str(refused.value)
 
 

@@ -42,7 +42,7 @@ simulate: $(STAMP)  ## 100,000 schedules of a simulated fleet; ARGS="5000 --json
 lock: $(STAMP)  ## pins every version again, with hashes and without addresses
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-	  --no-emit-index-url --no-annotate --extra dev --extra cassandra --extra bench --extra plot \
+	  --no-emit-index-url --no-annotate --extra dev --extra cassandra --extra bench --extra parquet --extra plot \
 	  pyproject.toml -o requirements.lock
 
 clean:

@@ -69,8 +69,8 @@ def read(session: Session, settings: Settings, first: int, step: int) -> dict[st
 def append(session: Session, count: int) -> dict[str, Any]:
     """Rows of 50 samples, bound by the driver, a hundred statements at a time."""
     insert = session.prepare(
-        "INSERT INTO reports (chamber, block, seq, layout, ordinal, epoch, at_ns, run, reset, charts, samples, "
-        "carried, shown) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        "INSERT INTO reports (chamber, block, seq, layout, ordinal, epoch, at_ns, run, reset, charts, "
+        "samples, carried, shown) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
     )
     values = [(row[0], row.ordinal // BLOCK_REPORTS, *row[1:]) for row in rows_to_append(count)]
     began_s = time.perf_counter()

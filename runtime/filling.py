@@ -23,6 +23,8 @@ CHAMBERS_AT_ONCE: Final = 4
 """Read at the same time by one worker, of all its partitions."""
 PASSES_MAX: Final = 3
 """Over a partition, for chambers that came in and were evicted meanwhile."""
+OTHERS_S: Final = 1.0
+"""For which a pass waits for a chamber that is read for a report of it."""
 PROGRESS_S: Final = 5.0
 """Between two lines of the log."""
 _LOG: Final = log.get("filling")
@@ -105,7 +107,16 @@ class Filler:
                         self._counters.add(Counter.REBUILT_REPORTS, len(rows))
                 self._reading.discard(chamber)
             await asyncio.sleep(0.0)
-            return fits
+        if chamber in self._left_out:
+            await self._others_read(chamber)
+        return fits
+
+    async def _others_read(self, chamber: str) -> None:
+        """Gives others the time to read a chamber: one that is not there yet keeps its partition from being
+        whole."""
+        end_s = time.monotonic() + OTHERS_S
+        while self._cache.get(chamber) is None and time.monotonic() < end_s:
+            await asyncio.sleep(0.02)
 
     def _add_left(self, n: int) -> None:
         self._left += n

@@ -51,48 +51,54 @@ class Column(NamedTuple):
 
     name: str
     kind: str
-    of: Callable[[Verdict, int], Any]
-    """Its value for entry i of a verdict's charts, of a sample."""
+    of: Callable[[Verdict, list[int]], list[Any]]
+    """Its values for these entries of a verdict's charts."""
     of_reset: bool = False
     """Whether a reset has it, too."""
 
 
-def _entry(field: str) -> Callable[[Verdict, int], Any]:
-    """Entry i of a list that only some verdicts have."""
+def _entry(field: str) -> Callable[[Verdict, list[int]], list[Any]]:
+    """Entries of a list, which some verdicts have not."""
 
-    def of(verdict: Verdict, i: int) -> Any:
-        values = getattr(verdict, field)
-        return values[i] if values else None
-
-    return of
-
-
-def _number(field: str) -> Callable[[Verdict, int], Any]:
-    """The same, where 0 says that a chart has none."""
-
-    def of(verdict: Verdict, i: int) -> Any:
-        values = getattr(verdict, field)
-        return (values[i] or None) if values else None
+    def of(verdict: Verdict, rows: list[int]) -> list[Any]:
+        values: list[Any] = getattr(verdict, field)
+        if not values:
+            return [None] * len(rows)
+        return values if len(rows) == len(values) else [values[i] for i in rows]
 
     return of
 
 
-def _whole(field: str) -> Callable[[Verdict, int], Any]:
-    return lambda verdict, _: getattr(verdict, field)
+def _some(field: str) -> Callable[[Verdict, list[int]], list[Any]]:
+    """The same, where 0 or an empty text says that a chart has none."""
+    entries = _entry(field)
+
+    def of(verdict: Verdict, rows: list[int]) -> list[Any]:
+        return [value or None for value in entries(verdict, rows)]
+
+    return of
 
 
-def _quiet(verdict: Verdict, i: int) -> int | None:
+def _whole(field: str) -> Callable[[Verdict, list[int]], list[Any]]:
+    return lambda verdict, rows: [getattr(verdict, field)] * len(rows)
+
+
+def _quiet(verdict: Verdict, rows: list[int]) -> list[Any]:
     """Reports since the newest signal of an open alarm: 0 says something there."""
-    return verdict.quiet[i] if verdict.quiet and verdict.episode and verdict.episode[i] else None
+    if not verdict.episode or not verdict.quiet:
+        return [None] * len(rows)
+    return [verdict.quiet[i] if verdict.episode[i] else None for i in rows]
 
 
-def _rules(verdict: Verdict, i: int) -> str:
-    return ",".join(map(str, rules_of(verdict.flags[i])))
+def _rules(verdict: Verdict, rows: list[int]) -> list[Any]:
+    return [",".join(map(str, rules_of(verdict.flags[i]))) if verdict.flags[i] else "" for i in rows]
 
 
-def _left_out(verdict: Verdict, i: int) -> str | None:
-    ordinals = verdict.excluded.get(verdict.charts[i])
-    return ",".join(map(str, ordinals)) if ordinals else None
+def _left_out(verdict: Verdict, rows: list[int]) -> list[Any]:
+    if not verdict.excluded:
+        return [None] * len(rows)
+    found = (verdict.excluded.get(verdict.charts[i]) for i in rows)
+    return [",".join(map(str, ordinals)) if ordinals else None for ordinals in found]
 
 
 COLUMNS: Final = (
@@ -110,7 +116,7 @@ COLUMNS: Final = (
     Column("stage", "uint32", _entry("stage")),
     Column("basis", "uint32", _entry("basis")),
     *(Column(name, "float64", _entry(name)) for name in ("p", "sigma_z")),
-    Column("mark", "uint8", _number("mark")),
+    Column("mark", "uint8", _some("mark")),
     *(
         Column(name, "float64", _entry(name))
         for name in (
@@ -118,11 +124,11 @@ COLUMNS: Final = (
             *("ewma", "ewma_variance", "ewma_lcl", "ewma_ucl", "typical_units"),
         )
     ),
-    Column("severity", "string", _number("severity")),
-    Column("event", "uint8", _number("event"), of_reset=True),
-    Column("episode", "uint32", _number("episode"), of_reset=True),
-    Column("alerted", "uint32", _number("alerted"), of_reset=True),
-    Column("alerted_at", "time", _number("alerted_at"), of_reset=True),
+    Column("severity", "string", _some("severity")),
+    Column("event", "uint8", _some("event"), of_reset=True),
+    Column("episode", "uint32", _some("episode"), of_reset=True),
+    Column("alerted", "uint32", _some("alerted"), of_reset=True),
+    Column("alerted_at", "time", _some("alerted_at"), of_reset=True),
     Column("quiet", "uint16", _quiet),
     Column("excluded", "string", _left_out),
     Column("reset", "string", _whole("reset"), of_reset=True),
@@ -184,11 +190,8 @@ class Rows:
     def _append(self, verdict: Verdict, rows: list[int]) -> None:
         is_reset = verdict.reset is not None
         for column, values in zip(COLUMNS, self._table, strict=True):
-            of = column.of
-            if is_reset and not column.of_reset:
-                values.extend([None] * len(rows))
-            else:
-                values.extend([of(verdict, i) for i in rows])
+            has_it = column.of_reset or not is_reset
+            values.extend(column.of(verdict, rows) if has_it else [None] * len(rows))
 
     def _write(self) -> None:
         if self._table[0]:

@@ -1,4 +1,6 @@
-"""What the tables in Cassandra hold, read past the defender, against the verdicts that were published."""
+"""What the tables in Cassandra hold, read past the defender, against the verdicts that were published; and
+what tests of its faults wait for.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+from cassandra_server import CassandraServer
+from fleet import until
 
 from runtime.config import Settings
 from runtime.history import rows, schema
@@ -15,8 +19,10 @@ from runtime.history.cluster import open_cluster
 from runtime.history.rows import Row
 from tests.load import DIFFERENCES_SHOWN
 from tests.oracle import Stored
+from tests.pods import Pod
 
 CQL_S_MAX = 30.0
+HEALS_S = 60.0
 COLUMNS = ", ".join(name for name in Row._fields)
 
 
@@ -36,15 +42,21 @@ async def cql(settings: Settings, *statements: str) -> list[tuple[Any, ...]]:
     return await asyncio.to_thread(run)
 
 
-async def audit_table(settings: Settings, verdicts: Iterable[Stored]) -> None:
-    """Fails unless `reports` holds exactly *verdicts*, byte for byte, those of each chamber numbered 1, 2, ...
-    in the blocks up to which `chambers` names it."""
-    published = {
-        (message.chamber, msgspec.msgpack.decode(message.payload)["seq"]): message for message in verdicts
-    }
+async def audit_table(settings: Settings, verdicts: Iterable[Stored], *, lost_before_ns: int = 0) -> None:
+    """Fails unless `reports` holds exactly *verdicts*, byte for byte, and those of each chamber are numbered
+    1, 2, ... and lie in the blocks up to the one that `chambers` names.
+
+    What was published before *lost_before_ns* may be missing: a node that dies loses what it acknowledged in
+    its last 100 ms, until somebody reads the chamber's history anew.
+    """
+    published = {(one.chamber, msgspec.msgpack.decode(one.payload)["seq"]): one for one in verdicts}
     found = await cql(settings, f"SELECT block, {COLUMNS} FROM reports")
     stored = {(row.chamber, row.seq): (block, row) for block, *cells in found for row in [Row(*cells)]}
-    problems = [f"report {key} is not in the table" for key in sorted(published.keys() - stored.keys())]
+    problems = [
+        f"report {key} is not in the table"
+        for key in sorted(published.keys() - stored.keys())
+        if published[key].time_ns >= lost_before_ns
+    ]
     problems += [f"report {key} was never published" for key in sorted(stored.keys() - published.keys())]
     ordinals = defaultdict(list)
     for key, (block, row) in sorted(stored.items()):
@@ -54,7 +66,7 @@ async def audit_table(settings: Settings, verdicts: Iterable[Stored]) -> None:
         if block != row.ordinal // schema.BLOCK_REPORTS:
             problems.append(f"report {key} has number {row.ordinal} and lies in block {block}")
     for chamber, numbers in ordinals.items():
-        if numbers != list(range(1, len(numbers) + 1)):
+        if not lost_before_ns and numbers != list(range(1, len(numbers) + 1)):
             problems.append(f"the reports of {chamber} are numbered {numbers[:10]}...")
     problems += _index_problems(settings, await cql(settings, "SELECT * FROM chambers"), ordinals)
     shown = "\n".join(problems[:DIFFERENCES_SHOWN])
@@ -73,3 +85,42 @@ def _index_problems(
         chamber for chamber in index.keys() | expected.keys() if index.get(chamber) != expected.get(chamber)
     )
     return [f"{name} is indexed as {index.get(name)}, expected {expected.get(name)}" for name in differing]
+
+
+async def comes_back(cassandra: CassandraServer) -> None:
+    """Starts it anew, while the load goes on."""
+    cassandra.launch()
+    await until(cassandra.serves, deadline_s=HEALS_S, what="Cassandra serves")
+
+
+async def is_told(pod: Pod, cassandra: CassandraServer) -> None:
+    """Until /readyz says that the history takes nothing, and where that is."""
+
+    def tells() -> bool:
+        why = " ".join(pod.not_ready())
+        return "the history takes nothing" in why and cassandra.contact_point in why
+
+    await until(tells, deadline_s=20.0, what="/readyz tells of the history")
+
+
+async def is_ready(pod: Pod) -> None:
+    """Until /readyz has nothing to say."""
+    await until(lambda: not pod.not_ready(), deadline_s=HEALS_S, what=f"ready; it says {pod.not_ready()}")
+
+
+async def left(pod: Pod) -> None:
+    """SIGTERM, and it is gone."""
+    pod.sigterm()
+    assert await pod.wait_exit() == 0
+
+
+async def rebuilt(pod: Pod, verdicts: Iterable[Stored]) -> None:
+    """Until a pod that is started has read all chambers of *verdicts*, while nothing is reported."""
+    chambers = len({message.chamber for message in verdicts})
+
+    def read() -> int:
+        return sum(line["chambers"] for line in pod.lines("rebuilt"))
+
+    await until(lambda: read() >= chambers, deadline_s=HEALS_S, what=f"{chambers} chambers are read")
+    await is_ready(pod)
+    assert read() == chambers

@@ -128,8 +128,7 @@ class Requests:
         assert self._cluster is not None, "open first"
         return self._cluster
 
-    @property
-    def is_open(self) -> bool:
+    def _has_session(self) -> bool:
         return self._session is not None
 
     @property
@@ -142,9 +141,9 @@ class Requests:
         CredentialsRefused, HistoryDiffers."""
         begun_s, attempt = time.monotonic(), 0
         async with self._opening:
-            if self.is_open:
+            if self._has_session():
                 return  # which says nothing of the nodes: the circuit stays as it is
-            while not self.is_open:
+            while not self._has_session():
                 try:
                     await asyncio.to_thread(self._open)
                 except DefenderError as error:
@@ -188,6 +187,7 @@ class Requests:
                 page = await self._once(statement, start)
             except HistoryUnreachable as error:
                 self._failed(error)
+                _LOG.debug("sent again", cause=str(error))
                 if self._counters is not None:
                     self._counters.add(Counter.HISTORY_RETRIES)
                 attempt = await self._pause(error, begun_s, attempt)

@@ -129,8 +129,8 @@ class Tables:
         await self._requests.open()
 
     async def watch(self) -> None:
-        """Returns never: asks for a chamber when nothing was answered for a while, so that `down` is true of an
-        idle worker, too."""
+        """Returns never: asks for a chamber when nothing was answered for a while, so that `down` is true of
+        an idle worker, too."""
         while True:
             await asyncio.sleep(WATCH_S)
             if self._requests.silence_s > WATCH_S:
@@ -215,8 +215,12 @@ class Tables:
             if len(inserts) == 1:
                 raise
             half = len(inserts) // 2
-            self._batch_bytes_max = max(BATCH_BYTES_MAX // 16, self._batch_bytes_max // 2)
-            _LOG.warning("Cassandra refuses batches of this size", now_at_most_bytes=self._batch_bytes_max)
+            size = sum(len(value) for insert in inserts for value in insert.values if value)
+            if size // 2 < self._batch_bytes_max:  # else others have learned of it already
+                self._batch_bytes_max = size // 2
+                _LOG.warning(
+                    "Cassandra refuses batches of this size", bytes=size, now_at_most_bytes=size // 2
+                )
             await self._write(inserts[:half])
             await self._write(inserts[half:])
 

@@ -20,22 +20,32 @@ from on_cassandra import running, with_cassandra
 
 from runtime.config import Settings
 from runtime.embedded import NatsServer
-from tests.cassandra_audit import audit_table
+from tests.cassandra_audit import HEALS_S, audit_table, comes_back, is_ready, is_told, left, rebuilt
 from tests.load import Fleet, Publisher, fleet
+from tests.oracle import Streams
 from tests.pods import Pod, another, brisk
 
 SEED = random.SystemRandom().randrange(10**6)
 AWAY_S = 20.0
 FROZEN_S = 6.0
-HEALS_S = 60.0
 LEAVES_S = 10.0
 
 
 @pytest.fixture(scope="module")
-def mortal() -> Iterator[CassandraServer]:
-    """A Cassandra that the tests of this module kill and freeze; each leaves it running."""
+def node() -> Iterator[CassandraServer]:
+    """One Cassandra for the tests of this module."""
     with running() as server:
         yield server
+
+
+@pytest.fixture
+def mortal(node: CassandraServer) -> Iterator[CassandraServer]:
+    """It, for a test that kills and freezes it."""
+    yield node
+    if node.running:
+        node.thaw()
+    else:
+        node.start()
 
 
 def settings_on(nats: NatsServer, cassandra: CassandraServer, **changes: Any) -> Settings:
@@ -50,59 +60,51 @@ async def loaded(outside: Fleet, reports: int = 300) -> Publisher:
     return publisher
 
 
-async def is_told(pod: Pod, cassandra: CassandraServer) -> None:
-    """Until /readyz says that the history takes nothing, and where that is."""
-
-    def tells() -> bool:
-        return any(
-            "the history takes nothing" in why and cassandra.contact_point in why for why in pod.not_ready()
-        )
-
-    await until(tells, deadline_s=15.0, what="/readyz tells of the history")
-
-
-async def is_ready(pod: Pod) -> None:
-    await until(lambda: not pod.not_ready(), deadline_s=HEALS_S, what=f"ready; it says {pod.not_ready()}")
-
-
-async def end(outside: Fleet, publisher: Publisher) -> None:
-    """Some more load; then streams and table are right."""
+async def end(outside: Fleet, publisher: Publisher) -> Streams:
+    """Some more load; then the streams are right. What they hold."""
     await publisher.more(200)
     stored = await publisher.finish()
     streams = await outside.audit(deadline_s=HEALS_S)
     assert len(streams.samples) == stored
-    await audit_table(outside.settings, streams.verdicts)
+    return streams
 
 
 @pytest.mark.limit_s(150)
 async def test_after_kill_9_of_cassandra_under_load_reports_wait_and_all_are_judged_when_it_is_back(
     own_server: NatsServer, mortal: CassandraServer
 ) -> None:
-    """Away for 20 s: /readyz says why all the time, the reports wait in NATS, and it goes on by itself."""
+    """Away for 20 s: /readyz says why all the time, the reports wait in NATS, and it goes on by itself. What
+    was published meanwhile is stored, too, also by the successor of a worker that dies."""
     settings = settings_on(own_server, mortal)
     async with fleet(settings) as outside:
         with Pod(settings) as pod:
             await pod.wait_serving()
             publisher = await loaded(outside)
             mortal.kill()
+            killed_ns = time.time_ns()
             await is_told(pod, mortal)
+            pod.kill_worker(0)
             away_s = time.monotonic() + AWAY_S
             while time.monotonic() < away_s:
                 assert pod.not_ready(), "ready while nothing can be stored"
                 await asyncio.sleep(0.25)
             assert await outside.unsettled() > 100
-            await asyncio.to_thread(mortal.start)
+            await comes_back(mortal)
             await is_ready(pod)
-            await end(outside, publisher)
-            assert len(pod.lines("the history takes nothing; reports wait in NATS")) <= settings.workers
-            assert not pod.lines("worker died")
+            assert len(pod.lines("the history takes nothing; reports wait in NATS")) <= settings.workers + 1
+            assert len(pod.lines("worker died")) == 1
+            streams = await end(outside, publisher)
+            await audit_table(settings, streams.verdicts, lost_before_ns=killed_ns)
+            await left(pod)
+            await rebuilt(pod.start(), streams.verdicts)
+            await audit_table(settings, streams.verdicts)
 
 
 @pytest.mark.limit_s(150)
 async def test_writes_that_time_out_and_are_applied_later_are_stored_once_and_a_frozen_node_delays_a_start(
     own_server: NatsServer, mortal: CassandraServer
 ) -> None:
-    """SIGSTOP for 6 s, then again: the pod dies by kill -9 meanwhile, and its next life waits for the node."""
+    """SIGSTOP for 6 s, then again: the pod dies by kill -9 meanwhile, and its next life waits for it."""
     settings = settings_on(own_server, mortal)
     async with fleet(settings) as outside:
         with Pod(settings) as pod:
@@ -126,7 +128,8 @@ async def test_writes_that_time_out_and_are_applied_later_are_stored_once_and_a_
             finally:
                 mortal.thaw()
             await is_ready(pod)
-            await end(outside, publisher)
+            streams = await end(outside, publisher)
+            await audit_table(settings, streams.verdicts)
 
 
 @pytest.mark.limit_s(150)
@@ -153,6 +156,7 @@ async def test_what_was_published_and_not_stored_when_a_worker_and_the_pod_end_i
             second.start()
             await is_told(second, mortal)
             assert second.said("start it, or correct CASSANDRA_CONTACT_POINTS")
-            await asyncio.to_thread(mortal.start)
+            await comes_back(mortal)
             await is_ready(second)
-            await end(outside, publisher)
+            streams = await end(outside, publisher)
+            await audit_table(settings, streams.verdicts)

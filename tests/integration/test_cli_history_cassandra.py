@@ -1,4 +1,4 @@
-"""``defender history`` between a real nats-server and a real Cassandra: there, back, and what is in between."""
+"""``defender history`` between a real nats-server and a real Cassandra: there, back, what is in between."""
 
 from __future__ import annotations
 

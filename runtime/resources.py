@@ -20,11 +20,12 @@ import msgspec
 
 from runtime import log
 from runtime.bus import ApiError, Connection, NotFound, within
+from runtime.config import History
 from runtime.errors import DefenderError, ResourceDiffers, SettingsError
 from runtime.names import Names
 
 if TYPE_CHECKING:
-    from runtime.config import History, Settings
+    from runtime.config import Settings
 
 CHART_SPECS_KEPT: Final = 16
 _KV: Final = "KV_"
@@ -53,8 +54,8 @@ class Wanted:
     config: Config
     rules: tuple[Rule, ...]
     numbers_a_second: float = 0.0
-    """Of a stream whose numbers must never come again, even when it is made anew: they begin at the time in ms
-    (1e3) or µs (1e6), which is beyond whatever fewer writes a second have reached. 0: they begin at 1."""
+    """Of a stream whose numbers must never come again, even when it is made anew: they begin at the time in
+    ms (1e3) or µs (1e6), which is beyond whatever fewer writes a second have reached. 0: they begin at 1."""
 
     @property
     def name(self) -> str:

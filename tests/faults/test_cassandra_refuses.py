@@ -27,7 +27,6 @@ CLOCK_SOURCE = Path(__file__).parents[1] / "fleets" / "clock_shift.c"
 DAY_S = 86_400
 DISK_MIB = 160
 TINY = {
-    "native_transport_throw_on_overload": True,
     "native_transport_rate_limiting_enabled": True,
     "native_transport_max_requests_per_second": 40,
     "write_request_timeout": "10ms",
@@ -58,7 +57,7 @@ async def end(outside: Fleet, publisher: Publisher, pod: Pod) -> None:
 
 
 @pytest.mark.limit_s(150)
-async def test_overload_errors_timeouts_and_batches_too_large_lose_nothing(
+async def test_overload_write_timeouts_and_batches_too_large_lose_nothing(
     own_server: NatsServer, node: CassandraServer
 ) -> None:
     """The node takes 40 requests a second and no batch above 2 KiB, and stalls for longer than it lets a
@@ -81,7 +80,7 @@ async def test_overload_errors_timeouts_and_batches_too_large_lose_nothing(
             await outside.settled(deadline_s=HEALS_S)
             assert pod.metric("defender_history_retries_total") > 0
             told = " ".join(line["cause"] for line in pod.lines("sent again"))
-            assert "code=1001" in told, "nothing was refused for overload"
+            assert pod.said("triggered backpressure"), "the server did not mind the load"
             assert "code=1100" in told, "no write timed out"
             assert pod.said("Cassandra refuses batches of this size")
             assert not pod.lines("worker died")

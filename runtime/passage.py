@@ -282,14 +282,15 @@ class Passage:
         if stored is not None:
             await within(stored, self._settings.request_timeout_s, "storing verdicts")
         stored_ns = time.time_ns()
-        await self._history.append(batch.verdicts)
-        if batch.skipped:
-            await self._make_up(batch)
+        overdue = await self._make_up(batch) if batch.skipped else {}
         self._gate()
         if batch.alarms:
             alarms = self._connection.start_all(batch.alarms, repeats=True)
             await within(alarms, self._settings.request_timeout_s, "storing alarms")
         await self._publish_rejections(batch)
+        await self._history.append(batch.verdicts)  # after the alarms: it may have to wait for its store
+        if overdue:
+            await self._history.make_up(overdue)
         self._gate()
         if batch.flight is not None:
             self._flights.confirm(batch.flight)
@@ -301,19 +302,20 @@ class Passage:
         if self._turns.may_take:
             self._schedule_pump()
 
-    async def _make_up(self, batch: Batch) -> None:
-        """Adds what a failure left undone of the skipped reports, whose verdicts are stored."""
+    async def _make_up(self, batch: Batch) -> dict[str, int]:
+        """Adds what a failure left undone of the skipped reports, whose verdicts are stored. Returns the
+        chambers (name -> partition) whose last verdict the history may lack."""
         chambers = {
             sample.chamber: (sample.partition, self._starts[sample.partition])
             for sample in batch.skipped
             if sample.chamber not in self._made_up[sample.partition]
         }
         if chambers:
-            await self._history.make_up({chamber: partition for chamber, (partition, _) in chambers.items()})
             batch.alarms += await overdue_alarms(self._connection, self._history, self._settings, chambers)
             for chamber, (partition, _) in chambers.items():
                 self._made_up[partition].add(chamber)
         batch.rejections += overdue_rejections(batch.skipped, self._judge.limits, self._names)
+        return {chamber: partition for chamber, (partition, _) in chambers.items()}
 
     async def _publish_rejections(self, batch: Batch) -> None:
         replies = []

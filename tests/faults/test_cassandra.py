@@ -26,7 +26,8 @@ from tests.oracle import Streams
 from tests.pods import Pod, another, brisk
 
 SEED = random.SystemRandom().randrange(10**6)
-AWAY_S = 20.0
+AWAY_S = 14.0
+"""With the 6 s of its start, and more on a busy machine, the node is away for 20 s."""
 FROZEN_S = 6.0
 LEAVES_S = 10.0
 
@@ -80,18 +81,18 @@ async def test_after_kill_9_of_cassandra_under_load_reports_wait_and_all_are_jud
         with Pod(settings) as pod:
             await pod.wait_serving()
             publisher = await loaded(outside)
-            mortal.kill()
             killed_ns = time.time_ns()
+            mortal.kill()
             await is_told(pod, mortal)
             pod.kill_worker(0)
-            away_s = time.monotonic() + AWAY_S
-            while time.monotonic() < away_s:
+            back_s = time.monotonic() + AWAY_S
+            while time.monotonic() < back_s:
                 assert pod.not_ready(), "ready while nothing can be stored"
                 await asyncio.sleep(0.25)
             assert await outside.unsettled() > 100
+            assert len(pod.lines("the history takes nothing; reports wait in NATS")) <= settings.workers + 1
             await comes_back(mortal)
             await is_ready(pod)
-            assert len(pod.lines("the history takes nothing; reports wait in NATS")) <= settings.workers + 1
             assert len(pod.lines("worker died")) == 1
             streams = await end(outside, publisher)
             await audit_table(settings, streams.verdicts, lost_before_ns=killed_ns)

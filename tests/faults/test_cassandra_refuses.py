@@ -7,6 +7,7 @@ import contextlib
 import random
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from on_cassandra import running, with_cassandra
 
 from runtime.config import Settings
 from runtime.embedded import NatsServer
-from tests.cassandra_audit import HEALS_S, audit_table, comes_back, is_ready, is_told, left, rebuilt
+from tests.cassandra_audit import HEALS_S, audit_table, comes_back, cql, is_ready, is_told, left, rebuilt
 from tests.load import Fleet, Publisher, fleet
 from tests.pods import Pod, brisk
 
@@ -35,10 +36,29 @@ TINY = {
 }
 
 
+class Clock:
+    """The wall clock of a server that is started with ``environment``: off by what `jump` says."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file, library = folder / "shift", folder / "clock_shift.so"
+        self.jump(0)
+        subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", str(library), str(CLOCK_SOURCE)], check=True)
+        self.environment = {"LD_PRELOAD": str(library), "CLOCK_SHIFT_FILE": str(self._file)}
+
+    def jump(self, seconds: int) -> None:
+        with open(self._file, "r+b" if self._file.exists() else "w+b") as file:  # in place: it is mapped
+            file.write(struct.pack("l", seconds))
+
+
 @pytest.fixture(scope="module")
-def node() -> Iterator[CassandraServer]:
-    """One Cassandra for the tests of this module, which start it anew with what they need."""
-    with running() as server:
+def clock(tmp_path_factory: pytest.TempPathFactory) -> Clock:
+    return Clock(tmp_path_factory.mktemp("clock"))
+
+
+@pytest.fixture(scope="module")
+def node(clock: Clock) -> Iterator[CassandraServer]:
+    """One Cassandra for the tests of this module, on *clock*."""
+    with running(environment=clock.environment) as server:
         yield server
 
 
@@ -57,6 +77,39 @@ async def end(outside: Fleet, publisher: Publisher, pod: Pod) -> None:
 
 
 @pytest.mark.limit_s(150)
+async def test_a_node_whose_clock_is_days_ahead_and_then_days_behind_keeps_rows_and_index_right(
+    own_server: NatsServer, node: CassandraServer, clock: Clock
+) -> None:
+    """Two days ahead, killed, two days behind, while reports are stored again and a block ends."""
+    clock.jump(2 * DAY_S)
+    settings = settings_on(own_server, node)
+    assert await days_off(settings) == pytest.approx(2.0, abs=0.1)
+    async with fleet(settings) as outside:
+        with Pod(settings) as pod:
+            await pod.wait_serving()
+            publisher = outside.publisher(seed=SEED, rate=250, chambers=2)
+            publisher.begin()
+            await publisher.more(800)
+            pod.kill_worker(0)
+            node.kill()
+            clock.jump(-2 * DAY_S)
+            await comes_back(node)
+            await is_ready(pod)
+            assert await days_off(settings) == pytest.approx(-2.0, abs=0.1)
+            pod.kill_worker(1)
+            await publisher.more(100)
+            await is_ready(pod)
+            await end(outside, publisher, pod)
+    clock.jump(0)
+
+
+async def days_off(settings: Settings) -> float:
+    """By how much the node's clock is ahead of ours."""
+    ((at_ms,),) = await cql(settings, "SELECT toUnixTimestamp(now()) FROM system.local")
+    return float(at_ms / 1000 - time.time()) / DAY_S
+
+
+@pytest.mark.limit_s(150)
 async def test_overload_write_timeouts_and_batches_too_large_lose_nothing(
     own_server: NatsServer, node: CassandraServer
 ) -> None:
@@ -64,7 +117,7 @@ async def test_overload_write_timeouts_and_batches_too_large_lose_nothing(
     write take: what it refuses is sent again, in smaller batches."""
     settings = settings_on(own_server, node, log_level="debug")
     node.kill()
-    node.options, node.environment = TINY, {}
+    node.options = TINY
     node.start()
     async with fleet(settings) as outside:
         with Pod(settings) as pod:
@@ -87,48 +140,6 @@ async def test_overload_write_timeouts_and_batches_too_large_lose_nothing(
             assert not pod.lines("session ended")
             streams = await outside.audit()
             await audit_table(settings, streams.verdicts)
-
-
-class Clock:
-    """The wall clock of a server that is started with ``environment``: off by what `jump` says."""
-
-    def __init__(self, folder: Path) -> None:
-        self._file, library = folder / "shift", folder / "clock_shift.so"
-        self.jump(0)
-        subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", str(library), str(CLOCK_SOURCE)], check=True)
-        self.environment = {"LD_PRELOAD": str(library), "CLOCK_SHIFT_FILE": str(self._file)}
-
-    def jump(self, seconds: int) -> None:
-        with open(self._file, "r+b" if self._file.exists() else "w+b") as file:  # in place: it is mapped
-            file.write(struct.pack("l", seconds))
-
-
-@pytest.mark.limit_s(150)
-async def test_a_node_whose_clock_is_days_ahead_and_then_days_behind_keeps_rows_and_index_right(
-    own_server: NatsServer, node: CassandraServer, tmp_path: Path
-) -> None:
-    """Two days ahead, killed, two days behind, while reports are stored again and a block ends."""
-    clock = Clock(tmp_path)
-    node.kill()
-    node.options, node.environment = {}, clock.environment
-    clock.jump(2 * DAY_S)
-    node.start()
-    settings = settings_on(own_server, node)
-    async with fleet(settings) as outside:
-        with Pod(settings) as pod:
-            await pod.wait_serving()
-            publisher = outside.publisher(seed=SEED, rate=250, chambers=2)
-            publisher.begin()
-            await publisher.more(900)
-            pod.kill_worker(0)
-            node.kill()
-            clock.jump(-2 * DAY_S)
-            await comes_back(node)
-            await is_ready(pod)
-            pod.kill_worker(1)
-            await publisher.more(100)
-            await is_ready(pod)
-            await end(outside, publisher, pod)
 
 
 @pytest.fixture

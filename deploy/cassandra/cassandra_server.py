@@ -193,6 +193,7 @@ class CassandraServer:
         """Starts and does not wait: `serves` tells. Dies with the *thread* that calls this."""
         assert not self.running, "it runs"
         jars = fetch()
+        _check_free(self.port)
         self.port = self.port or _free_port()
         self._storage_port = self._storage_port or _free_port()
         settings = self.folder / "cassandra.yaml"
@@ -231,8 +232,11 @@ class CassandraServer:
             return False
 
     def _log_end(self) -> str:
-        texts = [path.read_text(errors="replace") for path in self.folder.glob("*.log")]
-        return "\n".join(text[-3000:] for text in texts)
+        """The last errors of its logs; without any, their last lines."""
+        texts = [path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log"))]
+        lines = [line for text in texts for line in text.splitlines()]
+        told = [line for line in lines if line.startswith("Caused by") or " ERROR " in line]
+        return "\n".join((told or lines)[-5:])
 
     def stop(self) -> None:
         """SIGTERM: the server drains and leaves. The data stays."""
@@ -274,6 +278,20 @@ class CassandraServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _check_free(port: int) -> None:
+    if not 0 <= port < 65_536:
+        raise CannotStart(f"there is no port {port}: choose one up to 65535, or 0 for a free one")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            problem = (
+                f"port {port} cannot be used ({error.strerror}): choose another one, or 0 for a free one"
+            )
+            raise CannotStart(problem) from error
 
 
 def _free_port() -> int:

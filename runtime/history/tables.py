@@ -215,7 +215,8 @@ class Tables:
             if len(inserts) == 1:
                 raise
             half = len(inserts) // 2
-            size = sum(len(value) for insert in inserts for value in insert.values if value)
+            values = [value for insert in inserts for value in insert.values if isinstance(value, bytes)]
+            size = sum(map(len, values))
             if size // 2 < self._batch_bytes_max:  # else others have learned of it already
                 self._batch_bytes_max = size // 2
                 _LOG.warning(

@@ -230,7 +230,9 @@ class Worker:
 async def _end_of(connection: Connection) -> None:
     """Waits for the end of a connection; raises what ended it."""
     await connection.ended.wait()
-    raise connection.failure or Disconnected("the connection to the NATS server ended")
+    if isinstance(connection.failure, DefenderError):
+        raise connection.failure
+    raise Disconnected("the connection to the NATS server ended") from connection.failure
 
 
 async def _unless_ended(connection: Connection, wanted: Any, *trouble: asyncio.Task[Any]) -> Any:

@@ -175,23 +175,22 @@ def _carried_columns(row: Row, n: int) -> dict[str, list[Any]]:
 
 
 def _columns(head: _Published) -> bytes:
-    centre, learning = head.centre, head.phase.count(0)
-    if learning:
+    centre = head.centre
+    if 0 in head.phase:
         centre = [0.0 if value is None else value for value in centre]
     values: tuple[list[Any], ...] = (
         *(head.counts, head.units, centre),
         *(head.basis, head.stage, head.flags, head.phase),
     )
-    arrays: list[array[Any]] = [array(kind, column) for kind, column in zip(_KINDS, values, strict=True)]
-    samples = b"".join(_little(column) for column in arrays)
     n = len(head.counts)
-    nulls = [value is None for value in head.centre] if learning else []
-    if len({n, *map(len, values)}) > 1 or (nulls and nulls != [phase == 0 for phase in head.phase]):
+    nulls = [value is None for value in head.centre]
+    if len({n, *map(len, values)}) > 1 or nulls != [phase == 0 for phase in head.phase]:
         raise HistoryDiffers(
             f"verdict {head.seq} of chamber {head.chamber!r} has columns of unequal length, or a centre in "
             "phase 0: no defender publishes such a verdict, so it cannot be stored"
         )
-    return samples
+    arrays: list[array[Any]] = [array(kind, column) for kind, column in zip(_KINDS, values, strict=True)]
+    return b"".join(_little(column) for column in arrays)
 
 
 def _little(column: array[Any]) -> bytes:

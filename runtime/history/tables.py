@@ -69,19 +69,20 @@ _REMEMBERED: Final = "seq, layout, ordinal, epoch, reset, charts, samples, carri
 _WHOLE: Final = "seq, layout, ordinal, epoch, at_ns, run, reset, charts, samples, carried, shown"
 
 
-def _prepare(session: Session) -> _Prepared:
-    """In a thread: each is a round trip."""
-    of_block = "FROM reports WHERE chamber = ? AND block = ?"
+def _prepare(session: Session, keyspace: str) -> _Prepared:
+    """In a thread: each is a round trip. With the keyspace: a node prepares them again after its start."""
+    reports, chambers = f"{keyspace}.reports", f"{keyspace}.chambers"
+    of_block = f"FROM {reports} WHERE chamber = ? AND block = ?"
     return _Prepared(
         insert=session.prepare(
-            "INSERT INTO reports (chamber, block, seq, layout, ordinal, epoch, at_ns, run, reset, charts, "
+            f"INSERT INTO {reports} (chamber, block, seq, layout, ordinal, epoch, at_ns, run, reset, charts, "
             "samples, carried, shown) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         ),
         note=session.prepare(
-            "INSERT INTO chambers (partition, chamber, block) VALUES (?, ?, ?) USING TIMESTAMP ?"
+            f"INSERT INTO {chambers} (partition, chamber, block) VALUES (?, ?, ?) USING TIMESTAMP ?"
         ),
-        chambers=session.prepare("SELECT chamber, block FROM chambers WHERE partition = ?"),
-        block=session.prepare("SELECT block FROM chambers WHERE partition = ? AND chamber = ?"),
+        chambers=session.prepare(f"SELECT chamber, block FROM {chambers} WHERE partition = ?"),
+        block=session.prepare(f"SELECT block FROM {chambers} WHERE partition = ? AND chamber = ?"),
         remembered=session.prepare(f"SELECT {_REMEMBERED} {of_block} LIMIT ?"),
         whole=session.prepare(f"SELECT {_WHOLE} {of_block} LIMIT ?"),
         oldest_first=session.prepare(f"SELECT {_WHOLE} {of_block} ORDER BY seq ASC"),
@@ -113,7 +114,7 @@ class Tables:
 
     def _prepared(self, session: Session) -> _Prepared:
         schema.check(session, self._settings)
-        return _prepare(session)
+        return _prepare(session, self._keyspace)
 
     @property
     def down(self) -> str:

@@ -67,8 +67,8 @@ class Filler:
             _LOG.info("rebuilt", **told)
 
     async def _fill(self, partition: int) -> None:
+        chambers = await self._history.chambers(partition)  # from here on only we add to them
         for _ in range(PASSES_MAX):
-            chambers = await self._history.chambers(partition)
             lacking = [name for name in chambers if self._cache.get(name) is None]
             if not lacking:
                 self._cache.arena.partitions[partition] = arenas.WHOLE

@@ -73,8 +73,7 @@ class CassandraHistory:
     # --- reading --------------------------------------------------------------------------------
 
     async def chambers(self, partition: int) -> list[str]:
-        newest, blocks = await self._overview(partition)
-        return [*reversed(newest), *(chamber for chamber in blocks if chamber not in newest)]
+        return _last_judged_first(*await self._overview(partition))
 
     async def _overview(self, partition: int) -> tuple[dict[str, bytes], dict[str, int]]:
         """By chamber: its last verdict in the stream, and its newest block in the table."""
@@ -87,7 +86,7 @@ class CassandraHistory:
             return await self._stream.load_partition(partition, take, after=after, rest=rest)
         position = await self._stream.position(partition)
         newest, blocks = await self._overview(partition)
-        given, left = 0, [*reversed(newest), *(chamber for chamber in blocks if chamber not in newest)]
+        given, left = 0, _last_judged_first(newest, blocks)
         at_once = CHAMBERS_AT_ONCE if rest is None else CHAMBERS_AT_REST
         reading: list[asyncio.Task[list[StoredVerdict]]] = []
         try:
@@ -190,6 +189,11 @@ class CassandraHistory:
             wanted = [row for row in page if span.has(row.at_ns)]
             if wanted:
                 yield [rows.verdict(row) for row in wanted]
+
+
+def _last_judged_first(newest: Mapping[str, bytes], blocks: Mapping[str, int]) -> list[str]:
+    """All chambers; those that the stream does not have come last."""
+    return [*reversed(list(newest)), *(chamber for chamber in blocks if chamber not in newest)]
 
 
 def _is_whole(stored: list[StoredVerdict], depth: int) -> bool:

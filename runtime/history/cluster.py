@@ -260,7 +260,7 @@ def _differing(error: Exception, where: str, said: str, settings: Settings) -> s
         remedy = "correct CASSANDRA_TLS_CA, CASSANDRA_TLS_HOSTNAME, CASSANDRA_TLS_CERT"
         return f"{where}: no TLS session: {said}; {remedy}"
     if any(map(_is_old, causes)):
-        return f"{where}: {said}; Cassandra 4.0 or later is needed (native protocol 5)"
+        return f"{where}: {said}; Cassandra 4.1 or 5.0 is needed (native protocol 4)"
     keyspace = settings.cassandra_keyspace
     if f"Keyspace '{keyspace}' does not exist" in said:
         return f"{where} has no keyspace {keyspace!r}: {_INIT}, or correct CASSANDRA_KEYSPACE"

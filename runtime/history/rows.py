@@ -26,7 +26,6 @@ import numpy as np
 from msgspec import Raw, Struct
 
 from runtime.errors import HistoryDiffers
-from runtime.frames import Message
 from runtime.stored import CARRY, CARRY_FLOATS, Column, StoredVerdict
 from runtime.wire import DetailedVerdict, Verdict, decode_names, decode_verdict, msgpack_encoder
 
@@ -292,8 +291,3 @@ _REQUIRED: Final[dict[str, Callable[[], Any]]] = {
 def verdict(row: Row) -> Verdict:
     """The verdict as the stream VERDICTS has it."""
     return decode_verdict(payload(row))
-
-
-def message(row: Row, subject: str, message_id_prefix: str) -> Message:
-    """The message by which its verdict was published."""
-    return subject, f"{message_id_prefix}{row.seq}", payload(row)

@@ -46,6 +46,7 @@ CHARTS = ARENA_BYTES // (SLOT.itemsize + SUMS.itemsize + CARRIED.itemsize + WIND
 CALLS = 64
 
 NO_DETAILS = np.zeros(0, DETAIL)
+NO_IDS = np.zeros(0, np.int32)
 
 
 def rig_of(spec: Row, order: Callable[[int, int], Any]) -> Rig:
@@ -140,7 +141,7 @@ def test_restore(benchmark: Any) -> None:
         for chamber in slots:
             for _ in range(WINDOW // reports):
                 kernels.restore(
-                    *(ops, chamber, *columns, NO_DETAILS),
+                    *(ops, chamber, *columns, NO_IDS, NO_DETAILS),
                     *(rig.state, rig.sums, rig.carried, rig.window),
                 )
 

@@ -335,7 +335,12 @@ def undo(
                 window[s, position]["usable"] = 1
 
 
-@kernel(_void(_u1, _i4, _f8, _f8, _u4, _u2, _u1, _f8, _u4, _u4, _details, _state, _sums, _carried, _window))
+@kernel(
+    _void(
+        *(_u1, _i4, _f8, _f8, _u4, _u2, _u1, _f8, _u4, _u4),
+        *(_i4, _details, _state, _sums, _carried, _window),
+    )
+)
 def restore(
     ops: U1,
     slots: I4,
@@ -347,6 +352,7 @@ def restore(
     centres: F8,
     bases: U4,
     stages: U4,
+    detail_ids: I4,
     details: Records,
     state: Records,
     sums: Records,
@@ -355,11 +361,11 @@ def restore(
 ) -> None:
     """Put samples back that were judged before, oldest first, without judging them anew.
 
-    The columns are what ``judge`` was given and gave for each (``bases``: of the spec it was judged
-    with); ``details`` has no record where no sample has parts. Given all samples and resets of a chart's
-    reports with ordinal > T - depth, T being its chamber's last report, into an empty slot, the chart's next
-    verdicts are, bit by bit, those of a chart that never left memory. More of them do no harm. Resets
-    between two samples may be missing.
+    The columns are what ``judge`` was given and gave for each (``bases``: of the spec it was judged with);
+    ``detail_ids`` tells which of ``details`` is a sample's, -1 for none; empty where no sample has one. Given
+    all samples and resets of a chart's reports with ordinal > T - depth, T being its chamber's last report,
+    into an empty slot, the chart's next verdicts are, bit by bit, those of a chart that never left memory.
+    More of them do no harm. Resets between two samples may be missing.
 
     A frozen centre comes from the verdicts of phase II. Which of phase I's samples were left out is not
     put back, and is not needed: nothing reads the marks once the centre is fixed.
@@ -378,11 +384,12 @@ def restore(
             slot["basis"] = bases[i]
             slot["stage"] = stages[i]
             clear_sums(total)
-        parts = signed(details[i]["parts"]) if details.shape[0] > 0 else 0
+        told = signed(detail_ids[i]) if detail_ids.shape[0] > 0 else -1
+        parts = signed(details[told]["parts"]) if told >= 0 else 0
         sigma_z = 1.0
         mark = alarmed = quiet = tracks = 0
         if parts & (PART_SIGMA_Z | PART_ALARM | TRACKED):
-            detail = details[i]
+            detail = details[told]
             carried[s] = detail["carried"]
             if parts & PART_MARK:
                 mark = signed(detail["mark"])

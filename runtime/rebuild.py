@@ -186,7 +186,7 @@ class _Columns:
                 centres,
                 bases,
                 stages,
-                self._all_details(),
+                *self._all_details(),
                 arena.state,
                 arena.sums,
                 arena.carried,
@@ -194,16 +194,24 @@ class _Columns:
             )
         self._clear()
 
-    def _all_details(self) -> NDArray[Any]:
-        """DETAIL of all samples, or of none where none carries more."""
-        carries = bool(self._details or self._records)
-        details = np.zeros(len(self._ops) if carries else 0, dtype=DETAIL)
+    def _all_details(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Which of the details is a sample's, int32[n], and these; both empty where there are none."""
+        ids: list[NDArray[Any]] = []
+        details: list[NDArray[Any]] = []
         for first, some in self._details:
-            details[first : first + len(some)] = some
+            has = np.flatnonzero(some["parts"])
+            ids.append(first + has)
+            details.append(some[has])
         if self._records:
             records = np.frombuffer(b"".join(self._records), CARRY)
-            details[np.array(self._bases) + records["index"]] = _details_of(records, len(records))
-        return details
+            ids.append(np.array(self._bases) + records["index"])
+            details.append(_details_of(records, len(records)))
+        if not ids:
+            return np.zeros(0, np.int32), np.zeros(0, DETAIL)
+        samples = np.concatenate(ids)
+        detail_ids = np.full(len(self._ops), -1, np.int32)
+        detail_ids[samples] = np.arange(len(samples))
+        return detail_ids, np.concatenate(details)
 
 
 _KINDS: Final = tuple(np.dtype(kind) for kind in "dddHBII")

@@ -66,9 +66,9 @@ _INIT: Final = "run: defender init"
 
 
 class _Wire(LibevConnection):  # type: ignore[misc]  # the driver has no types
-    """One send for a batch of rows, not one for every 4 KiB of it."""
+    """One send for a batch of rows and one receive for many, not one for every 4 KiB."""
 
-    out_buffer_size = 65_536
+    in_buffer_size = out_buffer_size = 65_536
 
 
 def open_cluster(settings: Settings, *, keyspace: bool = True) -> tuple[Cluster, Session]:

@@ -298,6 +298,9 @@ class Arena:
         details = np.zeros(len(history), DETAIL)
         for i, verdict in enumerate(verdicts):
             details[i] = record_of(verdict.detail, self.garbage)
+        told = np.flatnonzero(details["parts"])
+        detail_ids = np.full(len(history) if len(told) else 0, -1, np.int32)
+        detail_ids[told] = np.arange(len(told))
         kernels.restore(
             ops,
             slots,
@@ -309,7 +312,8 @@ class Arena:
             np.array([v.centre for v in verdicts], np.float64),
             np.array([row.basis for row in history], np.uint32),
             np.array([v.stage for v in verdicts], np.uint32),
-            details if details["parts"].any() else np.zeros(0, DETAIL),
+            detail_ids,
+            details[told],
             self.state,
             self.sums,
             self.carried,

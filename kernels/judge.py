@@ -381,8 +381,7 @@ def restore(
         kind = signed(bases[i]) & KIND_MASK
         if slot["length"] == 0 or slot["stage"] != stages[i]:
             forget(slot)
-            slot["basis"] = bases[i]
-            slot["stage"] = stages[i]
+            slot["basis"], slot["stage"] = bases[i], stages[i]
             clear_sums(total)
         told = signed(detail_ids[i]) if detail_ids.shape[0] > 0 else -1
         parts = signed(details[told]["parts"]) if told >= 0 else 0
@@ -396,8 +395,7 @@ def restore(
             elif parts & PART_SIGMA_Z:
                 sigma_z = float(detail["carried"]["sigma_z"])
             if parts & PART_ALARM and detail["event"] != END:
-                alarmed = 1
-                quiet = signed(detail["quiet"])
+                alarmed, quiet = 1, signed(detail["quiet"])
             tracks = parts & TRACKED
             if parts & PART_CUSUM and detail["carried"]["cusum_up"] >= detail["cusum_limit_up"]:
                 tracks |= UP_SIGNALLED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Any, Final
 
 import numpy as np
@@ -23,8 +24,8 @@ from kernels.state import (
 )
 from runtime import arena as arenas
 from runtime.cache import Cache, CacheFull, Chamber
-from runtime.stored import CARRY, Carried, Column, StoredVerdict
-from runtime.wire import decode_names
+from runtime.stored import CARRY, SAMPLE_BYTES, Carried, StoredVerdict, split
+from runtime.wire import CHARTS_MAX, decode_names
 
 
 class Rebuild:
@@ -128,7 +129,7 @@ class Rebuild:
 
 
 class _Columns:
-    """Stored samples as the kernel takes them: the rows' columns, joined once for all of them."""
+    """Stored samples as the kernel takes them: rows of equal length are taken apart in one go."""
 
     def __init__(self) -> None:
         self._clear()
@@ -138,7 +139,7 @@ class _Columns:
         self._slots: list[array[int]] = []
         self._ordinals: list[int] = []
         self._lengths: list[int] = []
-        self._columns: tuple[list[Column | bytes], ...] = tuple([] for _ in _KINDS)
+        self._samples: list[bytes] = []
         self._details: list[tuple[int, NDArray[Any]]] = []
         """(index of their first sample, DETAIL[n]) of the rows that carry more."""
         self._records: list[bytes] = []
@@ -146,38 +147,34 @@ class _Columns:
         """The same as records; of each, the index of its row's first sample."""
 
     def add(self, cache: Cache, chamber: Chamber, row: StoredVerdict, *, evict: bool) -> None:
-        columns: Iterable[Column | bytes]
+        n, samples = row.charts_count, row.samples
         if row.reset is None:
-            charts = cache.resolve(chamber, row.charts, length=len(row.counts), json=False, evict=evict)
+            charts = cache.resolve(chamber, row.charts, length=n, json=False, evict=evict)
             assert charts is not None, f"verdict {row.seq} of {row.chamber} is ragged"
-            n, columns = len(charts.slots), row.columns
-            assert all(len(column) == n for column in row.columns), f"verdict {row.seq} is ragged"
             if row.carried is not None:
                 self._details.append((len(self._ops), details_of(row.carried, n)))
             elif row.records:
                 self._records.append(row.records)
                 self._bases += [len(self._ops)] * (len(row.records) // CARRY.itemsize)
+            self._ops += _PLAIN[:n]
         else:
             charts = cache.resolve_reset(chamber, decode_names(row.charts, json=False))
             n = len(charts.slots)
-            columns = [bytes(kind.itemsize * n) for kind in _KINDS]
-        self._ops += bytes([SAMPLE if row.reset is None else RESET]) * n
+            samples = bytes(SAMPLE_BYTES * n)
+            self._ops += bytes([RESET]) * n
         self._slots.append(charts.slots)
         self._ordinals.append(row.ordinal)
         self._lengths.append(n)
-        for parts, column in zip(self._columns, columns, strict=True):
-            parts.append(column)
+        self._samples.append(samples)
 
     def restore(self, cache: Cache) -> None:
         """One kernel call for what was added; then empty again."""
         if self._ops:
             arena = cache.arena
-            counts, units, centres, flags, phases, bases, stages = (
-                _joined(parts, kind) for parts, kind in zip(self._columns, _KINDS, strict=True)
-            )
+            counts, units, centres, bases, stages, flags, phases = self._columns()
             kernel.restore(
                 np.frombuffer(self._ops, np.uint8),
-                _joined(self._slots, np.dtype(np.int32)),
+                np.frombuffer(bytearray().join(self._slots), np.int32),
                 counts,
                 units,
                 np.repeat(np.array(self._ordinals, dtype=np.uint32), self._lengths),
@@ -193,6 +190,14 @@ class _Columns:
                 arena.window,
             )
         self._clear()
+
+    def _columns(self) -> list[NDArray[Any]]:
+        """`SAMPLE_COLUMNS` of all rows."""
+        alike = [list(rows) for _, rows in groupby(self._samples, key=len)]
+        parts = [split(b"".join(rows), len(rows)) for rows in alike if rows[0]]
+        return [
+            np.concatenate(columns) if len(parts) > 1 else columns[0] for columns in zip(*parts, strict=True)
+        ]
 
     def _all_details(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Which of the details is a sample's, int32[n], and these; both empty where there are none."""
@@ -214,14 +219,7 @@ class _Columns:
         return detail_ids, np.concatenate(details)
 
 
-_KINDS: Final = tuple(np.dtype(kind) for kind in "dddHBII")
-"""Of the columns of a `StoredVerdict`."""
-
-
-def _joined(parts: Iterable[Column | bytes], kind: np.dtype[Any]) -> NDArray[Any]:
-    return np.frombuffer(bytearray().join(parts), kind)  # writable, as the kernels were compiled for
-
-
+_PLAIN: Final = bytes([SAMPLE]) * CHARTS_MAX
 _CARRIED: Final = frozenset(CARRIED.names or ())
 _CARRIED_FLOATS: Final = {
     "sigma_z": PART_SIGMA_Z,

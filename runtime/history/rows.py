@@ -15,31 +15,26 @@ from __future__ import annotations
 
 import math
 import struct
-import sys
 from array import array
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
 from msgspec import Raw, Struct
 
 from runtime.errors import HistoryDiffers
-from runtime.stored import CARRY, CARRY_FLOATS, Column, StoredVerdict
+from runtime.stored import CARRY, CARRY_FLOATS, SAMPLE_BYTES, SAMPLE_COLUMNS, StoredVerdict, split
 from runtime.wire import DetailedVerdict, Verdict, decode_names, decode_verdict, msgpack_encoder
 
 LAYOUT: Final = 1
-SAMPLE_BYTES: Final = 35
-_Kind = Literal["d", "I", "H", "B"]
-_KINDS: Final[tuple[_Kind, ...]] = ("d", "d", "d", "I", "I", "H", "B")
-_SIZES: Final = tuple((kind, array(kind).itemsize) for kind in _KINDS)
+_KINDS: Final = tuple(kind.char for kind in SAMPLE_COLUMNS)
 _CARRIED: Final = tuple(name for name in CARRY.names or () if name != "index")
 _ALARM_FIELDS: Final = 6
 _ALARM: Final = frozenset(_CARRIED[:_ALARM_FIELDS])
 _ALARM_RECORD: Final = struct.Struct("<HBBHIIq").pack
 _NO_FLOATS: Final = struct.pack("<8d", *[math.nan] * 8)
-_SWAPS: Final = sys.byteorder == "big"
 _NONE: Final = Raw(b"\x90")
 
 
@@ -188,35 +183,14 @@ def _columns(head: _Published) -> bytes:
             f"verdict {head.seq} of chamber {head.chamber!r} has columns of unequal length, or a centre in "
             "phase 0: no defender publishes such a verdict, so it cannot be stored"
         )
-    arrays: list[array[Any]] = [array(kind, column) for kind, column in zip(_KINDS, values, strict=True)]
-    return b"".join(_little(column) for column in arrays)
+    return b"".join(array(kind, column).tobytes() for kind, column in zip(_KINDS, values, strict=True))
 
 
-def _little(column: array[Any]) -> bytes:
-    if _SWAPS:
-        column.byteswap()
-    return column.tobytes()
-
-
-def _split(row: Row) -> tuple[Column, ...]:
-    """The columns of ``samples``, not copied: counts, units, centre, basis, stage, flags, phase."""
+def _check(row: Row) -> None:
+    """Raises HistoryDiffers for a row that cannot be read."""
     check_layout(row.layout, row.chamber, row.seq)
     if len(row.samples) % SAMPLE_BYTES or len(row.carried or b"") % CARRY.itemsize:
         raise _damaged(row)
-    n, samples, at = len(row.samples) // SAMPLE_BYTES, memoryview(row.samples), 0
-    columns: list[Column] = []
-    for kind, size in _SIZES:
-        end = at + n * size
-        columns.append(_swapped(kind, samples[at:end]) if _SWAPS else samples[at:end].cast(kind))
-        at = end
-    return tuple(columns)
-
-
-def _swapped(kind: _Kind, little: memoryview) -> Column:
-    column: array[Any] = array(kind)
-    column.frombytes(little)
-    column.byteswap()
-    return column
 
 
 def _damaged(row: Row) -> HistoryDiffers:
@@ -237,19 +211,19 @@ def check_layout(layout: int, chamber: str, seq: int) -> None:
 
 def stored(row: Row) -> StoredVerdict:
     """What a rebuild needs of a row; ``at_ns``, ``run`` and ``shown`` are not looked at."""
-    counts, units, centre, basis, stage, flags, phase = _split(row)
+    _check(row)
+    plain = row.reset is None
     return StoredVerdict(
-        *(row.chamber, row.seq, row.ordinal, row.charts),
-        *(counts, units, centre, flags, phase, basis, stage),
-        row.reset,
+        *(row.chamber, row.seq, row.ordinal, row.charts, row.samples if plain else b"", row.reset),
         epoch=row.epoch,
-        records=(row.carried or b"") if row.reset is None else b"",
+        records=(row.carried or b"") if plain else b"",
     )
 
 
 def payload(row: Row) -> bytes:
     """The verdict as it was published, byte for byte."""
-    counts, units, centre, basis, stage, flags, phase = _split(row)
+    _check(row)
+    counts, units, centre, basis, stage, flags, phase = (column.tolist() for column in split(row.samples))
     try:
         others: dict[str, Any] = msgspec.msgpack.decode(row.shown)
     except msgspec.MsgspecError:
@@ -264,12 +238,12 @@ def payload(row: Row) -> bytes:
         at=row.at_ns,
         charts=Raw(row.charts),
         counts=[int(count) for count in counts],
-        units=[float(value) for value in units],
+        units=units,
         centre=[None if at == 0 else value for at, value in zip(phase, centre, strict=True)],
-        flags=flags.tolist(),
-        phase=phase.tolist(),
-        basis=basis.tolist(),
-        stage=stage.tolist(),
+        flags=flags,
+        phase=phase,
+        basis=basis,
+        stage=stage,
         reset=row.reset,
         **{name: others.pop(name, empty()) for name, empty in _REQUIRED.items()},
         **others,

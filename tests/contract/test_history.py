@@ -18,7 +18,7 @@ from runtime.history import History, Rest
 from runtime.history.stores import Stores
 from runtime.names import Names
 from runtime.resources import ensure
-from runtime.stored import StoredVerdict
+from runtime.stored import StoredVerdict, split
 from runtime.wire import Verdict
 from tests.fleets.cluster import nats_cluster
 from tests.memory_history import MemoryHistory
@@ -332,8 +332,9 @@ async def test_what_a_rebuild_needs_comes_back_bit_by_bit(opened: Opened) -> Non
             ]
         )  # fmt: skip
         first, second = await store.history.load_chamber(names.partition_of("C1"), "C1")
-        assert (list(first.units), list(first.centre)) == ([1 / 3, 2.0], [0.0, centre])
-        assert (list(first.counts), list(first.flags), list(first.phase)) == ([3.0, 0.0], [0, 0], [0, 2])
-        assert (list(first.basis), list(first.stage), first.reset) == ([6, 2**32 - 1], [1, 1], None)
+        counts, units, centres, basis, stage, flags, phase = map(list, split(first.samples))
+        assert (counts, units, centres) == ([3.0, 0.0], [1 / 3, 2.0], [0.0, centre])
+        assert (basis, stage, flags, phase) == ([6, 2**32 - 1], [1, 1], [0, 0], [0, 2])
+        assert first.reset is None
         assert msgspec.msgpack.decode(second.charts) == ["a"]
         assert second.reset == "maintenance"

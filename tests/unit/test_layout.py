@@ -33,7 +33,7 @@ PURE = {
     "specs_methods": (),
     "specs_problems": ("runtime.specs", "runtime.specs_methods"),
     "specs_text": ("runtime.specs", "runtime.specs_methods", "runtime.specs_problems"),
-    "stored": (),
+    "stored": ("runtime.errors",),
     "wire": ("runtime.names",),
 }
 """Pure modules of runtime, with what of runtime they may import."""

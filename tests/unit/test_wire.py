@@ -11,7 +11,7 @@ import pytest
 
 from runtime import wire
 from runtime.alarms import alarm_of
-from runtime.stored import decode_stored
+from runtime.stored import decode_stored, split
 from runtime.wire import DetailedVerdict, OutgoingVerdict, Verdict
 
 VERDICT: dict[str, Any] = {
@@ -76,14 +76,14 @@ def test_what_a_rebuild_reads_is_what_was_judged_bit_by_bit() -> None:
     stored = decode_stored(wire.msgpack_encoder.encode(Verdict(**VERDICT)))
     assert (stored.chamber, stored.seq, stored.ordinal, stored.reset) == ("ETCH-01", 7, 3, None)
     assert msgspec.msgpack.decode(stored.charts) == ["a", "b", "c"]
-    assert [list(column) for column in stored.columns] == [
+    assert [column.tolist() for column in split(stored.samples)] == [
         [30.0, 0.0, 2.0],
         [10.0, 2.5, 1 / 3],
         [0.3, 0.1 + 0.2, 0.0],
-        [0b101, 1, 0],
-        [1, 2, 0],
         [5, 2**32 - 1, 5],
         [1, 1, 3],
+        [0b101, 1, 0],
+        [1, 2, 0],
     ]
 
 
@@ -91,7 +91,7 @@ def test_a_stored_reset_has_no_columns() -> None:
     reset = Verdict(chamber="E", seq=1, ordinal=1, epoch=1, spec=0, charts=["a"], reset="clean")
     stored = decode_stored(wire.msgpack_encoder.encode(reset))
     assert stored.reset == "clean"
-    assert all(len(column) == 0 for column in stored.columns)
+    assert stored.samples == b""
 
 
 CARRIES: dict[str, Any] = {
@@ -156,7 +156,7 @@ def test_a_verdict_of_a_former_release_reads_as_it_did() -> None:
     verdict, stored = wire.decode_verdict(payload), decode_stored(payload)
     assert (verdict.flags, verdict.event, verdict.excluded) == ([5, 0], [], {})
     assert stored.carried is None
-    assert [list(column) for column in stored.columns[3:]] == [[5, 0], [1, 0], [5, 5], [1, 3]]
+    assert [column.tolist() for column in split(stored.samples)[3:]] == [[5, 5], [1, 3], [5, 0], [1, 0]]
     alarm = alarm_of(verdict)
     assert alarm is not None
     assert [(one.chart, one.event, one.severity) for one in alarm.charts] == [("a", "", "critical")]

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 KERNELS := $(VENV)/.warm
 
-.PHONY: demo test lint bench cassandra simulate lock clean
+.PHONY: demo lab test lint bench cassandra simulate lock clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml requirements.lock
@@ -32,6 +32,9 @@ lint: $(STAMP)
 
 bench: $(KERNELS)  ## the figures, as a table; BENCH_QUICK=1 for one short round of each
 	$(BIN)/python -m pytest bench $(ARGS)
+
+lab: $(KERNELS)  ## whole fleets compared three ways, under load and faults; ARGS="crash --defenders 8"
+	@$(BIN)/defender lab compare $(ARGS)
 
 cassandra: $(STAMP)  ## a one-node Cassandra 5.0 until Ctrl-C; needs Java 17 and Maven; ARGS="--port 0 --data DIR"
 	@PYTHONPATH=. $(BIN)/python deploy/cassandra/cassandra_server.py $(ARGS)

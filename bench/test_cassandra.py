@@ -21,9 +21,9 @@ from cassandra_server import CassandraServer
 from figures import QUICK, figure
 from fleet import connected, settings_for, until
 from on_cassandra import running, with_cassandra
-from pods import Pod
 from rig import fill_history, fill_samples, rate_of, reports, rows_to_append
 
+from bench.lab.pods import Pod
 from runtime.config import Settings
 from runtime.embedded import NatsServer
 from runtime.history.jetstream import JetStreamHistory

@@ -20,9 +20,10 @@ import uvloop
 from figures import QUICK, figure
 from fleet import until
 
+from bench.lab.controllers import Deployment
+from bench.lab.pods import Pod
 from runtime.config import Identity
 from runtime.embedded import NatsServer
-from tests.fleets.controllers import Deployment
 from tests.fleets.harness import Fleet, fleet_settings, running
 from tests.fleets.observer import Figures, print_table, quantile
 from tests.fleets.shows import (
@@ -36,7 +37,6 @@ from tests.fleets.shows import (
     rolling_update,
     scaling,
 )
-from tests.pods import Pod
 
 SIZE = SMALL if QUICK else FULL
 SURGE = 1 if QUICK else 3

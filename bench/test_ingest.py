@@ -18,9 +18,9 @@ import pytest
 import uvloop
 from figures import QUICK, figure
 from fleet import connected, settings_for
-from pods import Pod
 from rig import SEED, fill_samples, rate_of, reports
 
+from bench.lab.pods import Pod
 from runtime.config import Settings
 from runtime.embedded import NatsServer
 from runtime.resources import ensure

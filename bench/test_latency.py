@@ -13,9 +13,9 @@ from typing import Any
 import uvloop
 from figures import QUICK, figure
 from fleet import connected, settings_for
-from pods import Pod
 from rig import SEED, reports
 
+from bench.lab.pods import Pod
 from runtime.bus import frame_pub
 from runtime.embedded import NatsServer
 from runtime.resources import ensure

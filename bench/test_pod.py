@@ -19,9 +19,9 @@ import msgspec
 import uvloop
 from figures import QUICK, figure
 from fleet import connected, settings_for, until
-from pods import Pod
 from rig import SEED, descendants, fill_history, pss_mb, reports
 
+from bench.lab.pods import Pod
 from runtime.bucket import Bucket
 from runtime.bus import Connection, frame_pub
 from runtime.config import Settings

@@ -17,10 +17,10 @@ import uvloop
 from figures import QUICK, figure
 from fleet import settings_for
 from load import fleet
-from pods import brisk
 from pools import Crew, crews
 from rig import SEED
 
+from bench.lab.pods import brisk
 from runtime import pipes
 from runtime import specs as chart_specs
 from runtime.config import Settings

@@ -13,13 +13,13 @@ import msgspec
 from cassandra_server import CassandraServer
 from fleet import until
 
+from bench.lab.pods import Pod
 from runtime.config import Settings
 from runtime.history import rows, schema
 from runtime.history.cluster import open_cluster
 from runtime.history.rows import Row
 from tests.load import DIFFERENCES_SHOWN
 from tests.oracle import Stored
-from tests.pods import Pod
 
 CQL_S_MAX = 30.0
 HEALS_S = 60.0

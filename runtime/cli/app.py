@@ -15,6 +15,8 @@ from runtime.cli import (
     follow,
     history,
     init,
+    lab,
+    load,
     operate,
     publish,
     ring,
@@ -33,6 +35,7 @@ app = typer.Typer(
 app.command()(basics.run)
 app.command()(demo.demo)
 app.command()(publish.publish)
+app.command()(load.load)
 app.command()(follow.verdicts)
 app.command()(follow.alarms)
 app.command()(follow.rejected)
@@ -48,6 +51,7 @@ app.command()(cutover.cutover)
 app.command()(cutover.track)
 app.add_typer(specs.app, name="specs")
 app.add_typer(history.app, name="history")
+app.add_typer(lab.app, name="lab")
 app.command()(init.init)
 app.command()(basics.config)
 app.command()(basics.schema)

@@ -18,12 +18,12 @@ from cassandra_server import CassandraServer
 from fleet import settings_for, until
 from on_cassandra import running, with_cassandra
 
+from bench.lab.pods import Pod, another, brisk
 from runtime.config import Settings
 from runtime.embedded import NatsServer
 from tests.cassandra_audit import HEALS_S, audit_table, comes_back, is_ready, is_told, left, rebuilt
 from tests.load import Fleet, Publisher, fleet
 from tests.oracle import Streams
-from tests.pods import Pod, another, brisk
 
 SEED = random.SystemRandom().randrange(10**6)
 AWAY_S = 14.0

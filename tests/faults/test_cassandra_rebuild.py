@@ -15,12 +15,12 @@ from cassandra_server import CassandraServer
 from fleet import settings_for, until
 from on_cassandra import on_cassandra, with_cassandra
 
+from bench.lab.pods import Pod, brisk, environment
 from runtime.config import Settings
 from runtime.embedded import NatsServer
 from tests.cassandra_audit import HEALS_S, audit_table, cql, is_ready, left, rebuilt
 from tests.load import DIFFERENCES_SHOWN, Fleet, fleet
 from tests.oracle import Streams
-from tests.pods import Pod, brisk, environment
 
 SEED = random.SystemRandom().randrange(10**6)
 MANY_CHAMBERS = 300

@@ -17,11 +17,11 @@ from cassandra_server import CassandraServer
 from fleet import settings_for
 from on_cassandra import running, with_cassandra
 
+from bench.lab.pods import Pod, brisk
 from runtime.config import Settings
 from runtime.embedded import NatsServer
 from tests.cassandra_audit import HEALS_S, audit_table, comes_back, cql, is_ready, is_told, left, rebuilt
 from tests.load import Fleet, Publisher, fleet
-from tests.pods import Pod, brisk
 
 SEED = random.SystemRandom().randrange(10**6)
 CLOCK_SOURCE = Path(__file__).parents[1] / "fleets" / "clock_shift.c"

@@ -8,11 +8,11 @@ import time
 import msgspec
 from fleet import settings_for, until
 
+from bench.lab.pods import Pod, another, brisk, is_alive
 from runtime.embedded import NatsServer
 from runtime.errors import Fenced
 from tests.load import Fleet, fleet
 from tests.oracle import Stored
-from tests.pods import Pod, another, brisk, is_alive
 
 SEED = random.SystemRandom().randrange(10**6)
 PATIENT = {"lease_ttl_s": 30.0, "lease_held_s": 20.0, "heartbeat_ttl_s": 30.0}

@@ -6,9 +6,9 @@ import random
 
 from fleet import settings_for, until
 
+from bench.lab.pods import Pod, brisk
 from runtime.embedded import NatsServer
 from tests.load import fleet
-from tests.pods import Pod, brisk
 
 SEED = random.SystemRandom().randrange(10**6)
 PATIENT = {"lease_ttl_s": 30.0, "lease_held_s": 20.0, "heartbeat_ttl_s": 30.0}

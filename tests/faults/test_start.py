@@ -9,13 +9,13 @@ import msgspec
 import pytest
 from fleet import connected, settings_for, until
 
+from bench.lab.pods import Pod, brisk
 from runtime.bucket import Bucket
 from runtime.embedded import NatsServer
 from runtime.errors import CacheTooSmall, ResourceDiffers, SettingsError
 from runtime.resources import ensure
 from runtime.specs import ChartSpec, Specs, SpecsError
 from tests.load import SPECS, fleet
-from tests.pods import Pod, brisk
 
 
 async def test_without_a_nats_server_it_waits_and_says_so_and_comes_up_with_the_server(

@@ -7,10 +7,10 @@ import signal
 
 from fleet import settings_for, until
 
+from bench.lab.pods import Pod, brisk, is_alive
 from runtime.embedded import NatsServer
 from runtime.errors import CrashLoop
 from tests.load import fleet
-from tests.pods import Pod, brisk, is_alive
 
 SEED = random.SystemRandom().randrange(10**6)
 

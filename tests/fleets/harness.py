@@ -27,15 +27,15 @@ from typing import Any, Final, TypeVar
 import msgspec
 from fleet import connected, settings_for, until
 
+from bench.lab.controllers import Controller, Departure, Deployment, StatefulSet
+from bench.lab.pods import Pod, environment
 from runtime.bucket import Bucket
 from runtime.config import Identity, Settings
 from runtime.embedded import NatsServer
-from tests.fleets.controllers import Controller, Departure, Deployment, StatefulSet
 from tests.fleets.observer import Event, Figures, Observer, figures, print_table
 from tests.load import DIFFERENCES_SHOWN, Publisher
 from tests.load import Fleet as Outside
 from tests.load import fleet as outside_of
-from tests.pods import Pod, environment
 
 STEADY_S_MAX: Final = 30.0
 C = TypeVar("C", bound=Controller)

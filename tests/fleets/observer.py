@@ -1,10 +1,5 @@
-"""What happens to a fleet's partitions, seen from outside: who owned what when, how long reports waited.
+"""What each event cost a fleet: `figures` holds what the lab's observer saw against what the streams hold.
 
-`Observer` follows the ownership records and the rings as they are written. `figures` then holds what it saw
-against what the streams hold at the end. Times are the server's (nanoseconds since 1970); the arrival of a
-record is told by this machine's clock, which is the server's too.
-
-- *reassigned*: a partition's stable ID changed. *taken over*: its pod changed, its stable ID did not.
 - *gap* of a partition: the longest time that a report of it waited, from its storage to its verdict's.
 - *handoff gap*: the same of the reports that came around one change of a partition's pod.
 - *unowned*: the time between a record that says released and the next that says owned.
@@ -13,69 +8,28 @@ record is told by this machine's clock, which is the server's too.
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, Self, TypeVar
+from typing import Final
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from runtime.bucket import Bucket, Entry, View
+from bench.lab import observer as lab
+from bench.lab.observer import Change
 from runtime.bus import Connection
 from runtime.config import Settings
-from runtime.records import RING_KEY, Layout, RingRecord
+from runtime.records import Layout, RingRecord
 from tests.oracle import Stored, Streams
 
+__all__ = ["Change", "Event", "Figures", "Observer", "Waits", "figures", "print_table", "quantile"]
 AROUND_NS: Final = 500_000_000
 """A handoff's reports: from this long before the partition was released to this long after it was owned."""
-T = TypeVar("T")
 BOUNDS_MS: Final = (5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 10_000)
-
-
-class Owned(msgspec.Struct, frozen=True):
-    """An ownership record as an auditor reads it; the wire, not the code that writes it."""
-
-    state: str = "vacant"
-    owner: str = ""
-    pod_uid: str = ""
-    epoch: int = 0
-
-
-class Held(msgspec.Struct, frozen=True):
-    """A claim as an auditor reads it."""
-
-    pod_uid: str
-    track: str = ""
-
-
-class Seen(NamedTuple):
-    """A partition's record, and when it arrived."""
-
-    at_ns: int
-    record: Owned
-
-
-class Change(NamedTuple):
-    """A partition went to another owner; *free_ns* is when its former record stopped saying owned."""
-
-    partition: int
-    free_ns: int
-    at_ns: int
-    before: Owned
-    after: Owned
-
-    @property
-    def is_reassignment(self) -> bool:
-        return self.before.owner != self.after.owner
-
-    @property
-    def is_takeover(self) -> bool:
-        return not self.is_reassignment and self.before.pod_uid != self.after.pod_uid
 
 
 @dataclass
@@ -88,32 +42,12 @@ class Event:
     remarks: list[str] = field(default_factory=list)
 
 
-class Observer:
-    """Follows the records of one fleet on a connection of its own."""
+class Observer(lab.Observer):
+    """The lab's observer, with the events of a test."""
 
     def __init__(self, connection: Connection, settings: Settings) -> None:
-        self.settings = settings
-        self.history: dict[int, list[Seen]] = defaultdict(list)
-        self.rings: list[tuple[int, RingRecord]] = []
-        self.claims: dict[str, Held] = {}
+        super().__init__(connection, settings)
         self.events: list[Event] = []
-        self._connection = connection
-        self._views: list[View] = []
-
-    async def start(self) -> Self:
-        """Complete, and live, when this returns."""
-        settings = self.settings
-        hearers = {
-            settings.nats_kv_assignments: self._on_assignment,
-            settings.nats_kv_stable_ids: self._on_claim,
-        }
-        for name, hear in hearers.items():
-            self._views.append(await Bucket(self._connection, name, random=random.Random()).watch(hear))
-        return self
-
-    async def stop(self) -> None:
-        for view in self._views:
-            await view.stop()
 
     @asynccontextmanager
     async def event(self, what: str) -> AsyncIterator[Event]:
@@ -124,78 +58,10 @@ class Observer:
         event.end_ns = time.time_ns()
         await asyncio.sleep(AROUND_NS / 1e9)
 
-    @property
-    def ring(self) -> RingRecord | None:
-        return self.rings[-1][1] if self.rings else None
-
-    def record(self, partition: int) -> Owned:
-        """The partition's record of the moment."""
-        seen = self.history.get(partition)
-        return seen[-1].record if seen else Owned()
-
-    def unsettled(self, living: set[str]) -> list[str]:
-        """What is not as it should be: the ring's members, then each partition's owner; *living* are UIDs."""
-        ring, wrong = self.ring, list[str]()
-        owners = Layout(ring).owners if ring else [None] * self.settings.partitions
-        if ring:
-            vacant = [one for one in ring.members if one not in self.claims]
-            wrong += [f"nobody holds {one}, which is in the ring" for one in sorted(vacant)]
-        for partition, wanted in enumerate(owners):
-            record = self.record(partition)
-            if record.state != "owned":
-                wrong.append(f"partition {partition} is {record.state}")
-            elif record.pod_uid not in living:
-                wrong.append(f"partition {partition} is owned by {record.pod_uid}, which is gone")
-            elif wanted is not None and record.owner != wanted:
-                wrong.append(f"partition {partition} is {record.owner}'s, the ring says {wanted}")
-        return wrong
-
-    def _on_assignment(self, entry: Entry) -> None:
-        head, _, number = entry.key.partition(".")
-        if head == "partition" and number.isdecimal():
-            record = _read(entry.value, Owned) or Owned("vacant" if entry.value is None else "unreadable")
-            self.history[int(number)].append(Seen(time.time_ns(), record))
-        elif entry.key == RING_KEY and (ring := _read(entry.value, RingRecord)) is not None:
-            self.rings.append((time.time_ns(), ring))
-
-    def _on_claim(self, entry: Entry) -> None:
-        claim = _read(entry.value, Held)
-        if claim is None:
-            self.claims.pop(entry.key, None)
-        else:
-            self.claims[entry.key] = claim
-
-    # --- what it saw ------------------------------------------------------------------------------
-
-    def changes(self, begin_ns: int, end_ns: int) -> list[Change]:
-        """Each time in the window that a partition came to another stable ID or another pod."""
-        found = []
-        for partition, history in sorted(self.history.items()):
-            before: Seen | None = None
-            free_ns = 0
-            for seen in history:
-                if seen.record.state != "owned":
-                    free_ns = free_ns or seen.at_ns
-                    continue
-                if before is not None and begin_ns <= seen.at_ns <= end_ns:
-                    change = Change(partition, free_ns or seen.at_ns, seen.at_ns, before.record, seen.record)
-                    if change.is_reassignment or change.is_takeover:
-                        found.append(change)
-                before, free_ns = seen, 0
-        return found
-
     def rings_of(self, event: Event) -> list[RingRecord]:
         """The ring as it stood at the event's begin, then each that was committed in it."""
         before = [ring for at_ns, ring in self.rings if at_ns < event.begin_ns]
         return before[-1:] + [ring for at_ns, ring in self.rings if event.begin_ns <= at_ns <= event.end_ns]
-
-
-def _read(value: bytes | None, kind: type[T]) -> T | None:
-    """The value; None without one, or when it cannot be read: tests write such values, too."""
-    try:
-        return msgspec.json.decode(value, type=kind) if value is not None else None
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
 
 
 @dataclass

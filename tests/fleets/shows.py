@@ -65,7 +65,7 @@ async def ordered_update(server: NatsServer, size: Size, *, at_once: int = 1) ->
         await fleet.steady(size.replicas)
         await begin(fleet, size)
         async with fleet.event(f"update of {size.replicas}, {at_once} at a time, by ordinal"):
-            await blue.rolling_update("8d4b", at_once=at_once)
+            await blue.rolling_update("8d4b", unavailable=at_once)
             await fleet.steady(size.replicas)
         return (await fleet.audit())[-1]
 

@@ -7,10 +7,10 @@ import time
 
 from fleet import until
 
+from bench.lab.proxy import proxied
 from runtime.bus import NotFound
 from runtime.embedded import NatsServer
 from tests.fleets.cluster import nats_cluster
-from tests.fleets.proxy import proxied
 from tests.fleets.troubled import REVISION, Troubled, troubled, troubled_settings
 
 BUCKETS = ("nats_kv_stable_ids", "nats_kv_heartbeats", "nats_kv_assignments", "nats_kv_leader")

@@ -13,10 +13,10 @@ import msgspec
 import pytest
 from fleet import until
 
+from bench.lab.pods import Pod
 from runtime.embedded import NatsServer
 from runtime.membership import Heartbeat
 from tests.fleets.troubled import REVISION, Troubled, troubled, troubled_settings
-from tests.pods import Pod
 
 CLOCK_SOURCE = Path(__file__).with_name("clock_shift.c")
 HOUR_S = 3600

@@ -12,13 +12,13 @@ from typing import Any
 import msgspec
 from fleet import until
 
+from bench.lab.pods import Pod
 from runtime.embedded import NatsServer
 from runtime.errors import SettingsError
 from runtime.identity import Standby
 from runtime.membership import Heartbeat, State
 from runtime.records import Member, RingRecord
 from tests.fleets.troubled import REVISION, Troubled, troubled, troubled_settings
-from tests.pods import Pod
 
 NOW = datetime(2025, 3, 1, tzinfo=UTC)
 GARBAGE = (b"", b"\xff\x00garbage", b"[]", b'{"state": 7, "members": "all"}', b"[" * 5000)

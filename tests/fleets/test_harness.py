@@ -3,85 +3,23 @@
 from __future__ import annotations
 
 import itertools
-import random
-from typing import Any
 
 import msgspec
 import pytest
 
+from bench.lab.controllers import Deployment, StatefulSet
 from runtime.bucket import Entry
 from runtime.config import Settings
-from tests.fleets.controllers import Deployment, StatefulSet
 from tests.fleets.observer import Event, Observer, Waits, histogram
+from tests.fleets.pretended import Journal, controlled
 from tests.oracle import Stored, Streams
 
 MS = 1_000_000
 
 
-class PretendedPod:
-    """Ready some looks after its start, gone some looks after SIGTERM."""
-
-    def __init__(self, settings: Settings, journal: Journal) -> None:
-        self.settings, self._journal = settings, journal
-        self._looks, self._ends = journal.random.randrange(1, 6), 0
-        self.is_told, self.is_ready, self.was_killed = False, False, False
-
-    async def probe(self, path: str) -> int:
-        self._looks -= 1
-        self.is_ready = self._looks < 0
-        self._journal.look()
-        return 200 if self.is_ready else 503
-
-    @property
-    def exit_code(self) -> int | None:
-        if self.is_told:
-            self._ends -= 1
-        return 0 if self.is_told and self._ends < 0 else None
-
-    def sigterm(self) -> None:
-        self.is_told, self._ends = True, self._journal.random.randrange(1, 6)
-        self._journal.told.append(self)
-        self._journal.look()
-
-    def lapse(self, looks: int) -> None:
-        self._looks = looks
-
-    def not_ready(self) -> list[str]:
-        return ["pretended"]
-
-
-class Journal:
-    """Every pod that was started, and how many there were at each look."""
-
-    def __init__(self) -> None:
-        self.random = random.Random(7)
-        self.pods: list[PretendedPod] = []
-        self.counts: list[tuple[int, int]] = []
-        self.told: list[PretendedPod] = []
-
-    def launch(self, settings: Settings) -> Any:
-        self.pods.append(PretendedPod(settings, self))
-        return self.pods[-1]
-
-    def look(self) -> None:
-        active = [pod for pod in self.pods if not pod.is_told]
-        self.counts.append((len(active), sum(pod.is_ready for pod in active)))
-
-
-def controlled(kind: Any, replicas: int, journal: Journal) -> Any:
-    return kind(
-        journal.launch,
-        Settings(),
-        replicas=replicas,
-        revision="7c9f",
-        name="defender",
-        random=random.Random(5),
-    )
-
-
 @pytest.fixture(autouse=True)
 def _hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.fleets.controllers.RECONCILE_S", 0.001)
+    monkeypatch.setattr("bench.lab.controllers.RECONCILE_S", 0.001)
 
 
 @pytest.mark.parametrize(("surge", "unavailable"), [(3, 0), (0, 1), (1, 1), (2, 3)])

@@ -20,17 +20,17 @@ from typing import Any, Final
 import msgspec
 from fleet import until
 
+from bench.lab.controllers import Deployment
+from bench.lab.pods import Pod
 from runtime import fleet_report
 from runtime.bucket import Bucket
 from runtime.cli.snapshot import read_snapshot
 from runtime.config import Settings
 from runtime.embedded import NatsServer
 from runtime.errors import DefenderError, Fenced
-from tests.fleets.controllers import Deployment
 from tests.fleets.harness import Fleet, fleet_settings, running
 from tests.fleets.observer import Change
 from tests.load import Publisher
-from tests.pods import Pod
 
 RATE: Final = 300
 REVISION: Final = "7c9f"

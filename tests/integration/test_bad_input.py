@@ -18,12 +18,12 @@ import pytest
 import uvloop
 from fleet import settings_for
 
+from bench.lab.pods import Pod, brisk
 from runtime.config import Settings
 from runtime.embedded import NatsServer
 from runtime.wire import CHARTS_MAX, Reason, decode_verdict
 from tests.load import SPECS, fleet
 from tests.oracle import Stored, Streams
-from tests.pods import Pod, brisk
 
 GOOD: dict[str, Any] = {"charts": ["given_a", "other_d"], "counts": [3, 1], "units": [25.0, 20.0]}
 MANY = CHARTS_MAX + 1

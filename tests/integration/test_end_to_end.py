@@ -11,12 +11,12 @@ from typing import Any
 import msgspec
 from fleet import settings_for, until
 
+from bench.lab.pods import Pod, brisk
 from runtime.embedded import NatsServer
 from runtime.specs import Baseline, ChartSpec, Specs
 from runtime.wire import decode_alarm, decode_verdict
 from tests.load import Fleet, fleet
 from tests.oracle import Oracle, Stored
-from tests.pods import Pod, brisk
 
 SEED = random.SystemRandom().randrange(10**6)
 SHALLOW = {"window": 16, "history_depth": 16}

@@ -15,6 +15,7 @@ from statistics import median, quantiles
 import msgspec
 from fleet import connected, settings_for, until
 
+from bench.lab.pods import brisk
 from runtime import pipes
 from runtime import specs as chart_specs
 from runtime.bus import Connection, frame_pub
@@ -22,7 +23,6 @@ from runtime.config import Settings
 from runtime.counters import Counter
 from runtime.embedded import NatsServer
 from tests.load import Fleet, fleet
-from tests.pods import brisk
 from tests.pools import Crew, crews
 
 SEED = random.SystemRandom().randrange(10**6)

@@ -17,12 +17,12 @@ import pytest
 import uvloop
 from fleet import settings_for
 
+from bench.lab.pods import Pod, brisk
 from runtime.config import Settings
 from runtime.embedded import NatsServer
 from runtime.specs import Baseline, ChartSpec, Specs
 from runtime.wire import Verdict, decode_verdict
 from tests.load import Fleet, fleet
-from tests.pods import Pod, brisk
 
 FOLDER = Path(__file__).parent.parent / "reference"
 SETS: dict[str, dict[str, Any]] = {

@@ -4,6 +4,13 @@
 
 While it is cut, connections stay open and new ones are accepted, but nothing goes through in either
 direction; nobody gets a reset. What was sent meanwhile is delivered when it is mended, as TCP would do.
+
+    async with proxied(server.port) as proxy:
+        settings = msgspec.structs.replace(settings, nats_servers=proxy.url)   # of one pod, or of a group
+        proxy.cut()
+
+All pods behind one proxy are cut off together. It works in the lab's own thread, so where no pod is to be cut
+off there is none: PROXY_COST
 """
 
 from __future__ import annotations
@@ -30,7 +37,12 @@ class Proxy:
 
     @property
     def url(self) -> str:
+        """What NATS_SERVERS of the pods behind it is."""
         return f"nats://{HOST}:{self.port}"
+
+    @property
+    def is_cut(self) -> bool:
+        return not self._open.is_set()
 
     def cut(self) -> None:
         """Nothing goes through any more."""
@@ -58,7 +70,7 @@ class Proxy:
                 one.close()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):
             while chunk := await reader.read(CHUNK_BYTES):
                 await self._open.wait()
                 self.forwarded += len(chunk)
@@ -68,6 +80,7 @@ class Proxy:
         writer.close()
 
     async def close(self) -> None:
+        """Ends all connections, whether it is cut or not."""
         for pump in self._pumps:
             pump.cancel()
         await asyncio.gather(*self._pumps, return_exceptions=True)

@@ -114,14 +114,22 @@ def _must_move(stage: Stage, begin_ns: int, end_ns: int) -> int:
 
 
 def _slowest_identity(stage: Stage, begin_ns: int) -> float:
-    """Seconds from a pod's start to its ID, of those that were started under load and got one."""
-    took = []
-    for pod in stage.pods:
-        begun_ns = pod.lives[0].begun_ns
-        _, claimed_ns = stage.observer.identities.get(pod.settings.pod_uid, ("", 0))
-        if begun_ns >= begin_ns and claimed_ns:
-            took.append((claimed_ns - begun_ns) / 1e9)
-    return max(took, default=0.0)
+    """Of the pods that were started under load and got an ID, the longest that the pod was without one and the
+    ID without a living holder, s. A standby that waits for nobody's death is not slow."""
+    holders = {uid: (stable_id, at_ns) for uid, (stable_id, at_ns) in stage.observer.identities.items()}
+    longest_s = 0.0
+    for uid, (stable_id, claimed_ns) in holders.items():
+        pod = stage.of_uid.get(uid)
+        if pod is None or pod.lives[0].begun_ns < begin_ns:
+            continue
+        ends = [
+            stage.of_uid[other].lives[-1].ended_ns or claimed_ns
+            for other, (theirs, at_ns) in holders.items()
+            if theirs == stable_id and at_ns < claimed_ns and other in stage.of_uid
+        ]
+        since_ns = max(pod.lives[0].begun_ns, *ends, 0)
+        longest_s = max(longest_s, (claimed_ns - since_ns) / 1e9)
+    return longest_s
 
 
 def _timeline(waits: Waits, uses: list[UseSample], begin_ns: int, end_ns: int) -> list[Second]:

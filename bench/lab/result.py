@@ -133,7 +133,7 @@ class Result(Struct, frozen=True, kw_only=True):
     doubly_owned: int
     """Times that two pods held or served one partition or one ID."""
     identity_recovery_s_max: float
-    """The longest from a pod's start to its ID, of those that got one."""
+    """The longest that a pod which was started under load was without an ID and that ID without a holder."""
     duration_s: float
     """Of the steps, from the first one's begin to the last one's end."""
     pods_restarted: int

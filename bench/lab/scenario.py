@@ -77,7 +77,7 @@ class Step(Struct, frozen=True, forbid_unknown_fields=True):
     unavailable: int | str = 0
     victim: Victim = "pod"
     count: int | str = 1
-    """crash, zombie, partition: how many pods, one after the other."""
+    """How many pods; crash, zombie: one after the other, partition: at the same time."""
     factor: float = 1.25
     """ramp: from one rate to the next."""
 

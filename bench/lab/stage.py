@@ -51,6 +51,13 @@ _SMALL: Final = {"workers": 1, "cache_mb": 20, "window": 64, "history_depth": 25
 """A pod's sizes unless the scenario says otherwise: dozens of them share one machine."""
 
 
+def members_max(scenario: Scenario) -> int:
+    """The most defenders that the scenario's first track is to have in the ring: so many IDs there are, and
+    whoever comes beyond stands by."""
+    scaled = (int(step.to) for step in scenario.steps if step.do == "scale")
+    return max(scenario.fleet.defenders, *scaled, 1)
+
+
 def settings_of(scenario: Scenario, identity: Identity, server_url: str) -> Settings:
     """The settings of the scenario's pods. Raises ScenarioError by way of SettingsError."""
     fleet = scenario.fleet
@@ -61,7 +68,7 @@ def settings_of(scenario: Scenario, identity: Identity, server_url: str) -> Sett
         "PARTITIONS": str(fleet.partitions),
         "NATS_SERVERS": server_url,
         "IDENTITY": identity.value,
-        "ID_RANGE": "0-29" if fleet.defenders <= 30 else f"0-{fleet.defenders * 2 - 1}",
+        "ID_RANGE": f"0-{members_max(scenario) - 1}",
         "TRACK": "blue",
         "LOG_FORMAT": "json",
         "HISTORY": fleet.history,
@@ -239,7 +246,10 @@ class Stage:
         if self.cuts_off:
             for _ in range(PODS_MAX):
                 self._spare.append(await self._exits.enter_async_context(proxied(self.server.port)))
-        self.main = self.controller(self.scenario.fleet.defenders + self.scenario.fleet.standbys)
+        fleet = self.scenario.fleet
+        # only claimed IDs can be taken over by a pod that stands by
+        standbys = fleet.standbys if self.identity is Identity.CLAIM else 0
+        self.main = self.controller(fleet.defenders + standbys)
 
     async def _keep_all_verdicts(self) -> None:
         """The audit reads every verdict of the run, of which a fleet keeps a chamber's last alone."""

@@ -22,7 +22,6 @@ CANARY_REVISION: Final = "5f6d"
 BETWEEN_S: Final = 1.0
 """Of quiet between two victims: the second one's cost is its own."""
 CANARY_SERVES_S: Final = 5.0
-GREEN_FIRST: Final = 30
 RAMP_RATES_MAX: Final = 24
 LATE_MS_MAX: Final = 1_000.0
 """Producers that were later than this did not keep the rate."""

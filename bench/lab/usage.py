@@ -67,7 +67,7 @@ def process(pid: int) -> Process | None:
 
 
 def processes() -> Iterator[Process]:
-    """All of the machine's, 13 µs each."""
+    """All of the machine's, 19 µs each."""
     for name in os.listdir(_PROC):
         if name.isdecimal() and (found := process(int(name))) is not None:
             yield found
@@ -86,7 +86,7 @@ def cpu_s(members: Iterable[Process]) -> float:
 def pss_mb(pid: int) -> float:
     """A process's memory, in which shared pages are divided among those that share them; 0 of a dead one.
 
-    Takes 1 ms and more: it walks the page tables.
+    Takes 3 ms: it walks the page tables.
     """
     with suppress(FileNotFoundError, ProcessLookupError):
         for line in (_PROC / str(pid) / "smaps_rollup").read_text().splitlines():

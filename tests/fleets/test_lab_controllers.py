@@ -206,7 +206,7 @@ async def test_a_container_that_dies_is_started_again_in_its_pod_and_the_log_and
             assert [life.exit_code for life in pod.lives] == [-signal.SIGKILL, 0]
             assert pod.use().cpu_s >= after.cpu_s
     assert pod.lives[-1].ended_ns > pod.lives[-1].begun_ns
-    assert not session(pod.pid)
+    await until(lambda: not any(is_alive(one.pid) for one in session(pod.pid)), what="all of it is dead")
     assert pod.log_path.exists()
 
 
@@ -247,9 +247,10 @@ async def test_a_pod_that_leaves_at_its_start_ends_the_wait_at_once(nats_server:
     """With its code and its log's last lines."""
     with (
         Pod(small(nats_server), argv=("-c", "print('no such flag'); raise SystemExit(64)")) as pod,
-        pytest.raises(LabError, match=r"it left with 64; .*no such flag"),
+        pytest.raises(LabError, match=r"it left with 64; .*no such flag") as caught,
     ):
         await pod.wait_ready()
+    assert caught.type is LabError, "not when the time was over"
 
 
 # --- use and network ----------------------------------------------------------------------------------
@@ -315,7 +316,10 @@ def test_the_machine_is_told() -> None:
 async def test_a_cut_proxy_lets_nothing_through_in_either_direction_and_delivers_it_when_mended() -> None:
     """Connections stay, and new ones wait."""
 
+    accepted: list[asyncio.StreamWriter] = []
+
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.append(writer)
         while chunk := await reader.read(1000):
             writer.write(chunk)
         writer.close()
@@ -334,6 +338,7 @@ async def test_a_cut_proxy_lets_nothing_through_in_either_direction_and_delivers
             async with asyncio.timeout(0.3):
                 await reader.read(1)
         assert proxy.forwarded == 6
+        assert len(accepted) == 1
         proxy.mend()
         assert await reader.readexactly(3) == b"two"
         assert await later.readexactly(5) == b"three"

@@ -114,8 +114,8 @@ def _must_move(stage: Stage, begin_ns: int, end_ns: int) -> int:
 
 
 def _slowest_identity(stage: Stage, begin_ns: int) -> float:
-    """Of the pods that were started under load and got an ID, the longest that the pod was without one and the
-    ID without a living holder, s. A standby that waits for nobody's death is not slow."""
+    """The longest that a pod which was started under load was without an ID, and that ID without a living
+    holder, s: a standby that waits is not slow."""
     holders = {uid: (stable_id, at_ns) for uid, (stable_id, at_ns) in stage.observer.identities.items()}
     longest_s = 0.0
     for uid, (stable_id, claimed_ns) in holders.items():

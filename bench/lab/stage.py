@@ -22,6 +22,7 @@ from bench.lab import broken
 from bench.lab.controllers import Controller, Deployment, StatefulSet
 from bench.lab.errors import LabError, NotInTime
 from bench.lab.follower import Following
+from bench.lab.kubelet import Kubelet
 from bench.lab.load import SPECS, Producers
 from bench.lab.observer import Observer
 from bench.lab.pods import Pod, environment
@@ -111,6 +112,7 @@ class Stage:
         """By pod UID, where the scenario cuts pods off."""
         self._spare: list[Proxy] = []
         self._exits = AsyncExitStack()
+        self._kubelet: Kubelet | None = None
         self.cuts_off = any(step.do == "partition" for step in scenario.steps)
 
     # --- pods -------------------------------------------------------------------------------------
@@ -128,6 +130,7 @@ class Stage:
             revision=revision,
             name="defender" if settings.track == "blue" else f"defender-{settings.track}",
             random=self.random,
+            kubelet=self._kubelet,
         )
         self.controllers.append(made)
         return made
@@ -249,6 +252,7 @@ class Stage:
         fleet = self.scenario.fleet
         # only claimed IDs can be taken over by a pod that stands by
         standbys = fleet.standbys if self.identity is Identity.CLAIM else 0
+        self._kubelet = await self._exits.enter_async_context(Kubelet())
         self.main = self.controller(fleet.defenders + standbys)
 
     async def _keep_all_verdicts(self) -> None:
@@ -274,6 +278,7 @@ class Stage:
 
     async def close(self) -> None:
         """Ends everything that was started, in order, whatever state it is in."""
+        await self._exits.aclose()  # the kubelet first: it would start again what is killed
         for pod in self.pods:
             pod.kill()
         if hasattr(self, "usage"):
@@ -283,7 +288,6 @@ class Stage:
             await self.following.stop()
         if hasattr(self, "observer"):
             await self.observer.stop()
-        await self._exits.aclose()
         if hasattr(self, "connection"):
             with suppress(DefenderError):
                 await self.connection.close()

@@ -21,6 +21,8 @@ NEXT_REVISION: Final = "8d4b"
 CANARY_REVISION: Final = "5f6d"
 BETWEEN_S: Final = 1.0
 """Of quiet between two victims: the second one's cost is its own."""
+COMES_BACK_S: Final = 10.0
+"""In which a pod that was away finds out that it lost its ID."""
 CANARY_SERVES_S: Final = 5.0
 RAMP_RATES_MAX: Final = 24
 LATE_MS_MAX: Final = 1_000.0
@@ -98,7 +100,7 @@ async def zombie(stage: Stage, step: Step) -> None:
     """A pod's processes are stopped (SIGSTOP) for a while, and go on when another has its work."""
     for _ in range(_number(step.count)):
         victim = await _victim(stage, step)
-        uid, name = victim.settings.pod_uid, victim.settings.pod_name
+        uid, name, restarts = victim.settings.pod_uid, victim.settings.pod_name, victim.restarts
         async with stage.mark(f"{name} is frozen for {step.seconds:g} s, then goes on"):
             with stage.absent([uid]):
                 victim.freeze()
@@ -106,19 +108,19 @@ async def zombie(stage: Stage, step: Step) -> None:
                     await asyncio.sleep(step.seconds)
                 finally:
                     victim.thaw()
-            await _comes_back(stage, victim)
+            await _comes_back(stage, victim, restarts)
             await stage.steady()
 
 
-async def _comes_back(stage: Stage, victim: Pod) -> None:
-    """A pod that lost its ID leaves with 76, and the kubelet starts its container again."""
-    keeper = _keeper(stage, victim)
-    end_s = time.monotonic() + 10.0
-    while time.monotonic() < end_s and victim.exit_code is None:
-        await asyncio.sleep(0.1)  # it may have kept its ID: then it stays
-    if victim.exit_code is not None:
-        stage.notes.append(f"{victim.settings.pod_name} left with {victim.exit_code} and was started again")
-        await keeper.restart(victim)
+async def _comes_back(stage: Stage, victim: Pod, restarts: int) -> None:
+    """A pod that lost its ID leaves with 76, and the kubelet starts its container again; one that kept its ID
+    stays. Returns when either is seen."""
+    end_s = time.monotonic() + COMES_BACK_S
+    while time.monotonic() < end_s and victim.restarts == restarts:
+        await asyncio.sleep(0.1)
+    if victim.restarts > restarts:
+        code = victim.lives[-2].exit_code
+        stage.notes.append(f"{victim.settings.pod_name} left with {code}, and the kubelet started it again")
 
 
 async def nats_restart(stage: Stage, step: Step) -> None:
@@ -134,6 +136,7 @@ async def partition(stage: Stage, step: Step) -> None:
     """Packets between some pods and nats-server are swallowed for a while."""
     victims = [await _victim(stage, step) for _ in range(_number(step.count))]
     chosen = {pod.settings.pod_uid: pod for pod in victims}
+    restarts = {uid: pod.restarts for uid, pod in chosen.items()}
     names = ", ".join(pod.settings.pod_name for pod in chosen.values())
     async with stage.mark(f"{names}: cut off for {step.seconds:g} s"):
         with stage.absent(chosen):
@@ -144,8 +147,8 @@ async def partition(stage: Stage, step: Step) -> None:
             finally:
                 for uid in chosen:
                     stage.proxies[uid].mend()
-        for pod in chosen.values():
-            await _comes_back(stage, pod)
+        for uid, pod in chosen.items():
+            await _comes_back(stage, pod, restarts[uid])
         await stage.steady()
 
 

@@ -35,9 +35,11 @@ async def run(
     out: Path,
     broken: str = "",
     keep: bool = False,
+    promises: budget.Budget | None = None,
     on_now: OnNow | None = None,
 ) -> Result:
-    """Plays *scenario* with a fleet of that identity; what is written on the way is in *out*.
+    """Plays *scenario* with a fleet of that identity, and holds it against *promises* (by default the lab's
+    own budget); what is written on the way is in *out*.
 
     A run that breaks off (an error, a cancellation) gives the result of what was seen until then; the error
     is in its notes, and is raised only when nothing was seen. Unless *keep*, the server's store is removed.
@@ -56,7 +58,7 @@ async def run(
     finally:
         if stage is not None and not keep:
             stage.forget_store()
-    return msgspec.structs.replace(seen, promises=budget.held(seen, budget.load()))
+    return msgspec.structs.replace(seen, promises=budget.held(seen, promises or budget.load()))
 
 
 def _suited(scenario: Scenario, identity: Identity) -> Scenario:

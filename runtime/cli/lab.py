@@ -53,6 +53,9 @@ Seconds = Annotated[
 ]
 HistoryOf = Annotated[History | None, typer.Option(help="What keeps the charts' history.")]
 Out = Annotated[Path, typer.Option(help="Folder of the report, the JSON and the pods' logs.")]
+BudgetFile = Annotated[
+    Path | None, typer.Option("--budget", help="A TOML file of promises.  [default: the lab's own]")
+]
 Keep = Annotated[bool, typer.Option("--keep", help="Keep the server's store in it, too.")]
 
 
@@ -145,6 +148,7 @@ def run(
     out: Out = OUT,
     json: Json = False,
     keep: Keep = False,
+    budget: BudgetFile = None,
 ) -> None:
     """Play one scenario with a fleet on this machine, and report what it cost.
 
@@ -163,7 +167,7 @@ def run(
     )
     _check_mode(broken)
     _make(out)
-    played = terminal.run(_played(sized, identity or _identity(sized), out, broken, keep))
+    played = terminal.run(_played(sized, identity or _identity(sized), out, broken, keep, budget))
     result = played.result
     if result is not None:
         _write(out, result)
@@ -189,6 +193,7 @@ def compare(
     markdown: Annotated[Path | None, typer.Option(help="Write the table to this file, too.")] = None,
     json: Json = False,
     keep: Keep = False,
+    budget: BudgetFile = None,
 ) -> None:
     """Play scenarios with each identity, one after the other, and put what they cost side by side.
 
@@ -213,7 +218,7 @@ def compare(
     _make(out)
     if markdown is not None:
         _make(markdown.parent)
-    results, ended_by = _play_all(plays, out, keep, markdown)
+    results, ended_by = _play_all(plays, out, keep, budget, markdown)
     _print_comparison(results, out, json)
     _leave(results, len(plays), ended_by)
 
@@ -294,11 +299,15 @@ def _make(folder: Path) -> None:
 # --- the runs -------------------------------------------------------------------------------------
 
 
-async def _played(scenario: Scenario, identity: Identity, out: Path, broken: str, keep: bool) -> Played:
+async def _played(
+    scenario: Scenario, identity: Identity, out: Path, broken: str, keep: bool, budget: Path | None
+) -> Played:
     """One run, with its progress on stderr. A signal ends it in order, and what was seen is kept."""
+    from bench.lab import budget as budgets
     from bench.lab.run import run as play
     from bench.lab.table import Progress
 
+    promises = budgets.load(budget)
     loop, this = asyncio.get_running_loop(), asyncio.current_task()
     assert this is not None
     ended_by = Signal.NONE
@@ -318,7 +327,13 @@ async def _played(scenario: Scenario, identity: Identity, out: Path, broken: str
     try:
         with Progress(terminal.stderr(), heading) as progress:
             result = await play(
-                scenario, identity=identity, out=out, broken=broken, keep=keep, on_now=progress.show
+                scenario,
+                identity=identity,
+                out=out,
+                broken=broken,
+                keep=keep,
+                promises=promises,
+                on_now=progress.show,
             )
     except asyncio.CancelledError:
         if not ended_by:
@@ -331,7 +346,11 @@ async def _played(scenario: Scenario, identity: Identity, out: Path, broken: str
 
 
 def _play_all(
-    plays: Sequence[tuple[Scenario, Identity]], out: Path, keep: bool, markdown: Path | None
+    plays: Sequence[tuple[Scenario, Identity]],
+    out: Path,
+    keep: bool,
+    budget: Path | None,
+    markdown: Path | None,
 ) -> tuple[list[Result], Signal]:
     """All runs, one after the other. One that cannot begin is told and left out."""
     results: list[Result] = []
@@ -340,7 +359,7 @@ def _play_all(
         folder = out / f"{scenario.name}-{identity}"
         _make(folder)
         try:
-            played = terminal.run(_played(scenario, identity, folder, "", keep))
+            played = terminal.run(_played(scenario, identity, folder, "", keep, budget))
         except DefenderError as error:
             complain(f"{scenario.name}, {identity}: {error}")
             continue

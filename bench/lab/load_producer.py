@@ -305,6 +305,7 @@ async def _produce() -> None:
     for task_ in (publishing, obeying, telling):
         if task_.done():
             task_.result()
+    telling.cancel()  # else it may say after "ended" that we are publishing
     if publishing.done():
         _say(Said("ended", producer.progress(), producer.problem))
     await connection.cut()

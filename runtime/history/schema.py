@@ -24,6 +24,9 @@ BLOCK_REPORTS: Final = 512
 DDL_S_MAX: Final = 30.0
 """A change of the schema takes all nodes, and longer than a row."""
 WINDOWS_A_TTL: Final = 30
+META_FLUSH_MS: Final = 1000
+"""From a row of ``meta`` to its place on disk. A node syncs its commit log every 10 s by default: one of a
+single replica that was killed sooner came back without the version, and no worker would begin."""
 _STRATEGY: Final = "TimeWindowCompactionStrategy"
 
 COLUMNS: Final[dict[str, dict[str, str]]] = {
@@ -81,6 +84,7 @@ def statements(settings: Settings) -> dict[str, str]:
         f" WITH CLUSTERING ORDER BY (seq DESC) AND default_time_to_live = {settings.history_ttl_s}"
         f" AND compaction = {compaction(settings)}"
     )
+    made["meta"] += f" WITH memtable_flush_period_in_ms = {META_FLUSH_MS}"
     return made
 
 

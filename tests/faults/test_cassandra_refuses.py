@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from cassandra_server import CassandraServer
-from fleet import settings_for
+from fleet import settings_for, until
 from on_cassandra import running, with_cassandra
 
 from bench.lab.pods import Pod, brisk
@@ -116,6 +116,8 @@ async def test_overload_write_timeouts_and_batches_too_large_lose_nothing(
     """The node takes 40 requests a second and no batch above 2 KiB, and stalls for longer than it lets a
     write take: what it refuses is sent again, in smaller batches."""
     settings = settings_on(own_server, node, log_level="debug")
+    meta = f"{settings.cassandra_keyspace}/meta-*/*-Data.db"
+    await until(lambda: any((node.folder / "data").glob(meta)), what="the version is on disk")
     node.kill()
     node.options = TINY
     node.start()

@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
 
 import msgspec
 
@@ -26,6 +26,9 @@ from bench.lab.usage import Process, cpu_s, pss_mb, session
 from bench.lab.waiting import until
 from runtime.config import Settings
 from runtime.lifeline import die_with
+
+if TYPE_CHECKING:
+    from bench.lab.image import Image
 
 READY_S_MAX: Final = 20.0
 LINES_SHOWN: Final = 3
@@ -73,6 +76,17 @@ def brisk(**changes: Any) -> dict[str, Any]:
     }
 
 
+class _Container(Protocol):
+    """A pod's first process, our child."""
+
+    pid: int
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    def wait(self) -> int: ...
+
+
 class _Answer(msgspec.Struct):
     """Of a probe."""
 
@@ -115,7 +129,8 @@ class Pod:
     this process, a SIGKILLed one included. A context manager: at its end all of it is killed.
 
     The log goes to *log_path* and is kept there; without one it is temporary, and shown when the block fails.
-    *argv* is what the interpreter runs; *environ* is added to the environment.
+    *argv* is what the interpreter runs; *environ* is added to the environment. With an *image* its processes
+    are forked from that, else they begin with a new interpreter.
 
         never started ──start──► running ──leaves, is killed──► left ──start (a restart)──► running
     """
@@ -127,10 +142,11 @@ class Pod:
         start: bool = True,
         argv: Sequence[str] = DEFENDER,
         log_path: Path | None = None,
+        image: Image | None = None,
         **environ: str,
     ) -> None:
         self.settings = settings
-        self._argv, self._environ = tuple(argv), environ
+        self._argv, self._environ, self._image = tuple(argv), environ, image
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         if log_path is None:
             self._folder = tempfile.TemporaryDirectory(prefix="defender-pod-")
@@ -140,7 +156,7 @@ class Pod:
         """When its container was started, by the monotonic clock."""
         self.refusal = "it was not asked yet"
         """Why the newest `probe` found it not to be as asked; "" when it was."""
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: _Container | None = None
         self._lives: list[Life] = []
         self._port: int | None = None
         self._log_begin = 0
@@ -161,21 +177,15 @@ class Pod:
         self._signal_group(signal.SIGKILL)  # as the platform does, what the container left behind goes, too
         self._port, self.refusal = None, "it was not asked yet"
         self._earlier_cpu_s, self._cpu_s = self._earlier_cpu_s + self._cpu_s, 0.0
-        parent_pid = os.getpid()
         try:
             self.log_path.parent.mkdir(parents=True, exist_ok=True)
             with self.log_path.open("ab") as log:
                 self._log_begin = log.tell()
                 self.started_s, begun_ns = time.monotonic(), time.time_ns()
-                self._process = subprocess.Popen(
-                    [sys.executable, *self._argv],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env=environ,
-                    start_new_session=True,
-                    preexec_fn=lambda: die_with(parent_pid),
-                )
+                if self._image is not None:
+                    self._process = self._image.fork(self._argv, environ, self.log_path)
+                else:
+                    self._process = _new_interpreter(self._argv, environ, log.fileno())
         except OSError as error:
             raise LabError(f"pod {self.settings.pod_name} cannot be started: {error}") from error
         self._lives.append(Life(begun_ns, 0, None))
@@ -432,6 +442,19 @@ class Pod:
             log = self.log_path.read_text(errors="replace") if self.log_path.exists() else "none"
             print(f"--- log of {self.settings.pod_name}\n{log}")
         self._folder.cleanup()
+
+
+def _new_interpreter(argv: Sequence[str], environ: dict[str, str], log: int) -> subprocess.Popen[bytes]:
+    parent_pid = os.getpid()
+    return subprocess.Popen(
+        [sys.executable, *argv],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env=environ,
+        start_new_session=True,
+        preexec_fn=lambda: die_with(parent_pid),
+    )
 
 
 def _has_ended(pid: int) -> bool:

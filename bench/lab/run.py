@@ -35,6 +35,7 @@ async def run(
     out: Path,
     broken: str = "",
     keep: bool = False,
+    is_cold: bool = False,
     promises: budget.Budget | None = None,
     on_now: OnNow | None = None,
 ) -> Result:
@@ -43,12 +44,13 @@ async def run(
 
     A run that breaks off (an error, a cancellation) gives the result of what was seen until then; the error
     is in its notes, and is raised only when nothing was seen. Unless *keep*, the server's store is removed.
+    With *is_cold* each pod is a new interpreter, and not forked from a warm image.
     """
     out.mkdir(parents=True, exist_ok=True)
     scenario = _suited(scenario, identity)
     stage: Stage | None = None
     try:
-        async with staged(scenario, identity, out, broken) as stage:
+        async with staged(scenario, identity, out, broken, is_cold=is_cold) as stage:
             playing = _Run(stage, on_now)
             telling = asyncio.create_task(playing.tell())
             try:

@@ -22,6 +22,7 @@ from bench.lab import broken
 from bench.lab.controllers import Controller, Deployment, StatefulSet
 from bench.lab.errors import LabError, NotInTime
 from bench.lab.follower import Following
+from bench.lab.image import Image
 from bench.lab.kubelet import Kubelet
 from bench.lab.load import SPECS, Producers
 from bench.lab.observer import Observer
@@ -84,8 +85,12 @@ def settings_of(scenario: Scenario, identity: Identity, server_url: str) -> Sett
 class Stage:
     """One run's server, fleet and watchers. Made by `staged`."""
 
-    def __init__(self, scenario: Scenario, identity: Identity, out: Path, broken_by: str) -> None:
+    def __init__(
+        self, scenario: Scenario, identity: Identity, out: Path, broken_by: str = "", *, is_cold: bool = False
+    ) -> None:
         self.scenario, self.identity, self.out, self.broken = scenario, identity, out, broken_by
+        self.is_cold = is_cold or bool(broken_by)  # one that is broken must not share its memory with another
+        self.image: Image | None = None
         self.random = random.Random(scenario.load.seed)
         self.controllers: list[Controller] = []
         self.pods: list[Pod] = []
@@ -141,7 +146,8 @@ class Stage:
             proxy = self.proxies[uid] = self._spare.pop()
             settings = msgspec.structs.replace(settings, nats_servers=proxy.url)
         argv = broken.argv(self.broken) if self.broken else ("-m", "runtime", "run")
-        pod = Pod(settings, argv=argv, log_path=self.out / "pods" / f"{name}-{uid[:6]}.log")
+        log_path = self.out / "pods" / f"{name}-{uid[:6]}.log"
+        pod = Pod(settings, argv=argv, log_path=log_path, image=self.image)
         self.pods.append(pod)
         self.names[uid] = name
         self.of_uid[uid] = pod
@@ -232,6 +238,8 @@ class Stage:
     async def open(self) -> None:
         """Starts the server and the watchers, and makes the fleet's resources."""
         settings = settings_of(self.scenario, self.identity, "nats://127.0.0.1:1")
+        if not self.is_cold:
+            self.image = Image()
         self.server = NatsServer(self.out / STORE, names=settings.names)
         await self.server.start_async()
         self.settings = settings_of(self.scenario, self.identity, self.server.url)
@@ -265,10 +273,11 @@ class Stage:
 
     def _groups(self) -> Mapping[str, Iterable[int]]:
         """The sessions whose CPU is counted."""
+        image = [self.image.pid] if self.image is not None else []
         return {
             "pods": [pod.pid for pod in self.pods if pod.exit_code is None],
             "server": [self.server.pid] if self.server.running else [],
-            "lab": [os.getpid(), self.following.pid, *self.producers.pids],
+            "lab": [os.getpid(), self.following.pid, *self.producers.pids, *image],
         }
 
     def counts(self) -> tuple[int, int]:
@@ -281,6 +290,8 @@ class Stage:
         await self._exits.aclose()  # the kubelet first: it would start again what is killed
         for pod in self.pods:
             pod.kill()
+        if self.image is not None:
+            self.image.close()
         if hasattr(self, "usage"):
             await self.usage.stop()
             await self.producers.close()
@@ -296,7 +307,9 @@ class Stage:
 
 
 @asynccontextmanager
-async def staged(scenario: Scenario, identity: Identity, out: Path, broken_by: str) -> AsyncIterator[Stage]:
+async def staged(
+    scenario: Scenario, identity: Identity, out: Path, broken_by: str, *, is_cold: bool
+) -> AsyncIterator[Stage]:
     """A stage without pods yet."""
     if scenario.fleet.history == History.CASSANDRA.value and not scenario.fleet.settings.get(
         "CASSANDRA_CONTACT_POINTS"
@@ -305,7 +318,7 @@ async def staged(scenario: Scenario, identity: Identity, out: Path, broken_by: s
             "history = cassandra needs CASSANDRA_CONTACT_POINTS under [fleet.settings]: "
             "make cassandra starts a node"
         )
-    stage = Stage(scenario, identity, out, broken_by)
+    stage = Stage(scenario, identity, out, broken_by, is_cold=is_cold)
     try:
         await stage.open()
         yield stage

@@ -57,6 +57,9 @@ BudgetFile = Annotated[
     Path | None, typer.Option("--budget", help="A TOML file of promises.  [default: the lab's own]")
 ]
 Keep = Annotated[bool, typer.Option("--keep", help="Keep the server's store in it, too.")]
+Cold = Annotated[
+    bool, typer.Option("--cold", help="Start an interpreter for each pod; else forked from a warm image.")
+]
 
 
 class Signal(StrEnum):
@@ -65,6 +68,15 @@ class Signal(StrEnum):
     NONE = ""
     INT = "SIGINT"
     TERM = "SIGTERM"
+
+
+class How(NamedTuple):
+    """What is the same for all runs of a command."""
+
+    broken: str
+    keep: bool
+    cold: bool
+    budget: Path | None
 
 
 class Played(NamedTuple):
@@ -148,6 +160,7 @@ def run(
     out: Out = OUT,
     json: Json = False,
     keep: Keep = False,
+    cold: Cold = False,
     budget: BudgetFile = None,
 ) -> None:
     """Play one scenario with a fleet on this machine, and report what it cost.
@@ -167,7 +180,8 @@ def run(
     )
     _check_mode(broken)
     _make(out)
-    played = terminal.run(_played(sized, identity or _identity(sized), out, broken, keep, budget))
+    how = How(broken, keep, cold, budget)
+    played = terminal.run(_played(sized, identity or _identity(sized), out, how))
     result = played.result
     if result is not None:
         _write(out, result)
@@ -193,6 +207,7 @@ def compare(
     markdown: Annotated[Path | None, typer.Option(help="Write the table to this file, too.")] = None,
     json: Json = False,
     keep: Keep = False,
+    cold: Cold = False,
     budget: BudgetFile = None,
 ) -> None:
     """Play scenarios with each identity, one after the other, and put what they cost side by side.
@@ -218,7 +233,7 @@ def compare(
     _make(out)
     if markdown is not None:
         _make(markdown.parent)
-    results, ended_by = _play_all(plays, out, keep, budget, markdown)
+    results, ended_by = _play_all(plays, out, How("", keep, cold, budget), markdown)
     _print_comparison(results, out, json)
     _leave(results, len(plays), ended_by)
 
@@ -299,15 +314,13 @@ def _make(folder: Path) -> None:
 # --- the runs -------------------------------------------------------------------------------------
 
 
-async def _played(
-    scenario: Scenario, identity: Identity, out: Path, broken: str, keep: bool, budget: Path | None
-) -> Played:
+async def _played(scenario: Scenario, identity: Identity, out: Path, how: How) -> Played:
     """One run, with its progress on stderr. A signal ends it in order, and what was seen is kept."""
     from bench.lab import budget as budgets
     from bench.lab.run import run as play
     from bench.lab.table import Progress
 
-    promises = budgets.load(budget)
+    promises = budgets.load(how.budget)
     loop, this = asyncio.get_running_loop(), asyncio.current_task()
     assert this is not None
     ended_by = Signal.NONE
@@ -321,8 +334,8 @@ async def _played(
 
     # SIGTERM, too: a CI that gives up wants the report as well
     handled = {signal.SIGINT: Signal.INT, signal.SIGTERM: Signal.TERM}
-    for signum, how in handled.items():
-        loop.add_signal_handler(signum, end, how)
+    for signum, told in handled.items():
+        loop.add_signal_handler(signum, end, told)
     heading = f"{scenario.name}, {identity}, {scenario.fleet.defenders} defenders"
     try:
         with Progress(terminal.stderr(), heading) as progress:
@@ -330,8 +343,9 @@ async def _played(
                 scenario,
                 identity=identity,
                 out=out,
-                broken=broken,
-                keep=keep,
+                broken=how.broken,
+                keep=how.keep,
+                is_cold=how.cold,
                 promises=promises,
                 on_now=progress.show,
             )
@@ -348,8 +362,7 @@ async def _played(
 def _play_all(
     plays: Sequence[tuple[Scenario, Identity]],
     out: Path,
-    keep: bool,
-    budget: Path | None,
+    how: How,
     markdown: Path | None,
 ) -> tuple[list[Result], Signal]:
     """All runs, one after the other. One that cannot begin is told and left out."""
@@ -359,7 +372,7 @@ def _play_all(
         folder = out / f"{scenario.name}-{identity}"
         _make(folder)
         try:
-            played = terminal.run(_played(scenario, identity, folder, "", keep, budget))
+            played = terminal.run(_played(scenario, identity, folder, how))
         except DefenderError as error:
             complain(f"{scenario.name}, {identity}: {error}")
             continue

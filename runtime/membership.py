@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import platform
 from collections.abc import Callable
 from datetime import datetime
@@ -80,6 +81,7 @@ class Heartbeat(msgspec.Struct, frozen=True, omit_defaults=True):
     versions: dict[str, str] = {}
 
 
+@functools.cache  # it reads files: a sixth of what an idle supervisor did, asked at every heartbeat
 def versions() -> dict[str, str]:
     """Versions of Python and of what decides how we behave."""
     found = {"python": platform.python_version()}

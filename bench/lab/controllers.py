@@ -262,7 +262,8 @@ class Deployment(Controller):
 
 
 class StatefulSet(Controller):
-    """Pods named by ordinals; a replaced one has the name of the one before, and a new UID.
+    """Pods named by ordinals, from the first of the settings' IDs on (`spec.ordinals.start`); a replaced one
+    has the name of the one before, and a new UID.
 
     *is_ordered* is the policy OrderedReady: when scaled, one pod after the other. Else it is Parallel.
     """
@@ -303,13 +304,14 @@ class StatefulSet(Controller):
     async def scale(self, replicas: int, deadline_s: float = READY_S_MAX) -> None:
         self.replicas = replicas
         have = {self._ordinal(pod) for pod in self.pods}
-        for ordinal in range(replicas):
+        start = min(self._settings.ids)
+        for ordinal in range(start, start + replicas):
             if ordinal not in have:
                 self._launch(f"{self.name}-{ordinal}")
                 if self.is_ordered:
                     await self.wait_ready(deadline_s)
         for pod in sorted(self.pods, key=self._ordinal, reverse=True):
-            if self._ordinal(pod) >= replicas:
+            if self._ordinal(pod) >= start + replicas:
                 leaving = self.terminate(pod)
                 if self.is_ordered:
                     await leaving

@@ -26,6 +26,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from multiprocessing import connection, resource_tracker
 from pathlib import Path
 from types import TracebackType
@@ -78,7 +79,7 @@ class Image:
         """Returns when it is warm. Raises LabError."""
         if threading.current_thread() is not threading.main_thread():
             raise LabError("make an image in the main thread: its pods die with the thread that made it")
-        _adopt_orphans()
+        _adopt_orphans(True)
         parent_pid = os.getpid()
         self._sessions: set[int] = set()
         self._process = subprocess.Popen(
@@ -120,7 +121,9 @@ class Image:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                pipe.close()
+                with suppress(BrokenPipeError):  # what an image that died did not read
+                    pipe.close()
+        _adopt_orphans(False)
         for one in list(processes()):
             if one.session in self._sessions and one.pid not in self._sessions:
                 _reap(one.pid)
@@ -144,10 +147,10 @@ class Image:
         self.close()
 
 
-def _adopt_orphans() -> None:
+def _adopt_orphans(is_wanted: bool) -> None:
     """What loses its parent below us becomes our child, not init's."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, int(is_wanted), 0, 0, 0):
         raise LabError(
             f"the lab cannot adopt its pods: {os.strerror(ctypes.get_errno())}; run it with --cold"
         )

@@ -293,8 +293,7 @@ def comparison(results: Sequence[Result]) -> str:
     lines = [f"| {' | '.join(COMPARED)} |", "|---|---|" + "---:|" * (len(COMPARED) - 2)]
     for result in results:
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in compared(result)) + " |")
-    fleets = "; ".join(dict.fromkeys(words.fleet(result) for result in results))
-    return "\n".join([*lines, "", f"{fleets}. On {clean(words.caption(results))}.", ""])
+    return "\n".join([*lines, "", f"{words.sizes(results)}. On {clean(words.caption(results))}.", ""])
 
 
 def comparison_table(results: Sequence[Result]) -> Table:

@@ -132,11 +132,20 @@ def is_good(result: Result) -> bool:
 
 def fleet(result: Result) -> str:
     """``30 defenders × 2 workers, 64 partitions, 90 s of load at 1,000 reports/s``."""
+    seconds = f"{number(round(result.seconds, 1))} s of load at "
+    return f"{size(result)}, {seconds}{number(result.producer_reports_per_s)} reports/s"
+
+
+def size(result: Result) -> str:
+    """``30 defenders × 2 workers, 64 partitions``."""
     workers = f" × {count(result.workers, 'worker')}"
-    return (
-        f"{count(result.defenders, 'defender')}{workers}, {count(result.partitions, 'partition')}, "
-        f"{number(round(result.seconds, 1))} s of load at {number(result.producer_reports_per_s)} reports/s"
-    )
+    return f"{count(result.defenders, 'defender')}{workers}, {count(result.partitions, 'partition')}"
+
+
+def sizes(results: Sequence[Result]) -> str:
+    """Of the fleets that are compared, and their loads, each once."""
+    told = (f"{size(one)}, {number(one.producer_reports_per_s)} reports/s" for one in results)
+    return "; ".join(dict.fromkeys(told))
 
 
 def machine(result: Result) -> str:

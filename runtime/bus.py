@@ -6,26 +6,25 @@ Everything that speaks to NATS imports from here: the connection, the frames, th
 from __future__ import annotations
 
 import asyncio
-import importlib
 import itertools
-import re
 import ssl
 from collections.abc import Awaitable, Callable
-from pathlib import Path
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
-from runtime import log
+from runtime import credentials, log
 from runtime.connection import (
     Connection,
     Deliver,
     NatsError,
     NoServersError,
+    PermissionRefused,
     Server,
     load_websockets,
     within,
 )
-from runtime.errors import CredentialsRefused, DefenderError, ServerUnreachable, SettingsError
+from runtime.errors import CredentialsRefused, DefenderError, ServerUnreachable
 from runtime.frames import (
     Delivery,
     Message,
@@ -63,6 +62,7 @@ __all__ = [
     "NoAnswer",
     "NotFound",
     "PayloadTooLarge",
+    "PermissionRefused",
     "Repeated",
     "Reply",
     "WrongLastSequence",
@@ -100,8 +100,12 @@ async def connect(
     """Connect and check that JetStream answers; *name* is what the server shows for this client.
 
     With *wait* it tries until it succeeds, pausing longer and longer, and logs each new cause once;
-    else it raises ServerUnreachable, CredentialsRefused or JetStreamOff. SettingsError is raised at
-    once. With *reconnect* the session goes on over a lost connection; without, `ended` is set.
+    else it raises ServerUnreachable, CredentialsRefused, PermissionRefused or JetStreamOff. SettingsError is
+    raised at once. With *reconnect* the session goes on over a lost connection; without, `ended` is set.
+
+    Keys and certificates are read from their files at each try, reconnects included. A file that cannot be
+    used is a person's mistake when a session begins that is to last (with *reconnect*), and is raised. Later,
+    and for a session that follows others, it is a rotation half-way, and waited out.
     """
     random = random or Random()
     shown = ""
@@ -109,7 +113,8 @@ async def connect(
         try:
             return await _dial(settings, name, reconnect, random, on_disconnect, on_reconnect)
         except DefenderError as error:
-            if not wait or not error.temporary:
+            mistaken = reconnect and attempt == 0 and isinstance(error, credentials.FileUnusable)
+            if not wait or not error.temporary or mistaken:
                 raise
             if str(error) != shown:
                 shown = str(error)
@@ -162,7 +167,18 @@ async def _dial(
         "closed_cb": closed,
         "reconnect_to_server_handler": next_server,
     }
-    _check_keys(settings)
+    credentials.read(settings)
+    connection.shown = partial(credentials.read, settings)
+    refused: set[str] = set()
+
+    def explain(verb: str, subject: str) -> PermissionRefused:
+        error = _permission_refused(settings, connection.where, verb, subject)
+        if str(error) not in refused:
+            refused.add(str(error))
+            _LOG.error("permission refused", cause=str(error))
+        return error
+
+    connection.explain = explain
     options = _options(settings)
     try:
         await connection.connect(name=name, **options, **hooks)
@@ -193,56 +209,12 @@ def _options(settings: Settings) -> dict[str, Any]:
         "user": settings.nats_user or None,
         "password": settings.nats_password or None,
         "token": settings.nats_token or None,
-        "user_credentials": settings.nats_creds or None,
-        "nkeys_seed": settings.nats_nkey_seed or None,
-        "tls": _tls(settings),
         "tls_hostname": settings.nats_tls_hostname or None,
+        "inbox_prefix": credentials.inbox_of(credentials.user_name(settings)),
     }
     if any(server.startswith(("ws:", "wss:")) for server in settings.servers):
         load_websockets()
     return options
-
-
-def _check_keys(settings: Settings) -> None:
-    """Raises SettingsError for a file without a usable key: nats-py would break on it in many ways."""
-    seed = rb"\b(S[A-Z2-7]{40,})\b"
-    creds = rb"BEGIN NATS USER JWT-+\s+\S+\s[\s\S]*BEGIN USER NKEY SEED-+\s+" + seed
-    for setting, path, pattern in (
-        ("NATS_CREDS", settings.nats_creds, creds),
-        ("NATS_NKEY_SEED", settings.nats_nkey_seed, seed),
-    ):
-        if not path:
-            continue
-        try:
-            nkeys = importlib.import_module("nkeys")
-        except ImportError as error:
-            raise SettingsError(setting, "needs the package nkeys: pip install nkeys") from error
-        found = re.search(pattern, Path(path).read_bytes())
-        try:
-            if found is not None:
-                nkeys.from_seed(bytearray(found[1])).wipe()
-        except nkeys.NkeysError:
-            found = None
-        if found is None:
-            raise SettingsError(setting, f"{path!r} holds no valid key; write the file anew, with nsc or nk")
-
-
-def _tls(settings: Settings) -> ssl.SSLContext | None:
-    secure = any(server.startswith(("tls:", "wss:")) for server in settings.servers)
-    if not (secure or settings.nats_tls_ca or settings.nats_tls_cert):
-        return None
-    try:
-        context = ssl.create_default_context(cafile=settings.nats_tls_ca or None)
-    except ssl.SSLError as error:
-        problem = f"{settings.nats_tls_ca!r} is no PEM certificate: {error}"
-        raise SettingsError("NATS_TLS_CA", problem) from error
-    if settings.nats_tls_cert:
-        try:
-            context.load_cert_chain(settings.nats_tls_cert, settings.nats_tls_key or None)
-        except ssl.SSLError as error:
-            problem = f"{settings.nats_tls_cert!r} with NATS_TLS_KEY is no PEM pair: {error}"
-            raise SettingsError("NATS_TLS_CERT", problem) from error
-    return context
 
 
 def _cause(error: Exception) -> str:
@@ -264,3 +236,20 @@ def _refusal(settings: Settings, error: Exception) -> DefenderError:
     if not settings.nats_tls_cert and any(url.startswith("tls:") for url in settings.servers):
         remedy += ", or give NATS_TLS_CERT and NATS_TLS_KEY if it asks for a certificate"
     return ServerUnreachable(f"{servers}: no NATS server answered: {cause}; {remedy}")
+
+
+def _permission_refused(settings: Settings, where: str, verb: str, subject: str) -> PermissionRefused:
+    from runtime import permissions  # wanted by nobody whose permissions are right
+
+    user = credentials.user_name(settings)
+    login = f"the user {user!r}" if user else "our login"
+    text = f"{where} does not let {login} {verb} {subject}"
+    if verb != "publish":
+        remedy = "defender permissions prints what each role must be let to do"
+    elif ".STREAM.CREATE." in subject:
+        remedy = "it is not there yet: an operator makes it, with defender init"
+    else:
+        roles = " or ".join(permissions.roles_that_publish(settings, subject))
+        may = f"log in as the role {roles}, which may, or give it" if roles else "no role may; give it"
+        remedy = f"{may} the permission (defender permissions prints what each role has)"
+    return PermissionRefused(f"{text}: {remedy}")

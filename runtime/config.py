@@ -52,6 +52,13 @@ class History(StrEnum):
     CASSANDRA = "cassandra"
 
 
+class PodDeletionCost(StrEnum):
+    """Whether the pod tells Kubernetes which one a scale-down takes first."""
+
+    AUTO = "auto"
+    OFF = "off"
+
+
 class LogFormat(StrEnum):
     """How a line of the log looks."""
 
@@ -138,6 +145,13 @@ class Settings(CassandraSettings, frozen=True, kw_only=True):
     ring_weight: Annotated[
         float, Meta(ge=0.1, le=100, description="The pod's share of the partitions, relative to the others'.")
     ] = 1.0
+    pod_deletion_cost: Annotated[
+        PodDeletionCost,
+        Meta(description="auto: in Kubernetes, a scale-down takes idle pods, then the highest IDs; off."),
+    ] = PodDeletionCost.AUTO
+    service_account_dir: Annotated[
+        str, Meta(description="Folder of the service account that Kubernetes mounts: token, ca.crt.")
+    ] = "/var/run/secrets/kubernetes.io/serviceaccount"
 
     # How much it does at once.
     partitions: Annotated[

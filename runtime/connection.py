@@ -19,14 +19,16 @@ import asyncio
 import contextlib
 import importlib
 import itertools
+import re
 import sys
 from collections.abc import Awaitable, Callable
 from types import ModuleType
-from typing import Any, Final, TypeVar, cast
+from typing import Any, ClassVar, Final, TypeVar, cast
 
 import msgspec
 
-from runtime.errors import DefenderError
+from runtime.credentials import Shown
+from runtime.errors import CredentialsRefused, DefenderError
 from runtime.frames import Message, frame_hpub, frame_pub, frames_stored, status_of
 from runtime.jetstream import (
     Disconnected,
@@ -55,19 +57,25 @@ finally:
 from runtime.parser import HotParser  # noqa: E402  (imports nats, which must not find aiohttp)
 
 TOUCHED: Final = (
+    "_auth_configured",
+    "_connect_to_server",
     "_flush_queue",
     "_max_payload",
     "_pending",
     "_pending_data_size",
     "_process_connect_init",
+    "_process_err",
     "_process_msg",
     "_ps",
     "_process_op_err",
+    "_public_nkey",
     "_send_command",
     "_send_unsubscribe",
     "_sid",
+    "_signature_cb",
     "_subs",
     "_transport",
+    "_user_jwt_cb",
 )
 """Every private attribute of nats-py's client that is read, written or overridden here."""
 
@@ -78,6 +86,14 @@ NoServersError = nats.errors.NoServersError
 Server = nats.aio.client.Server
 Deliver = Callable[[bytes, bytes, bytes, bytes | None], None]
 T = TypeVar("T")
+_REFUSED: Final = re.compile(rb"Permissions Violation for (\w+)[^\"]*\"([^\"]*)\"", re.IGNORECASE)
+
+
+class PermissionRefused(NoAnswer):
+    """The server does not let this user do it. Nothing was done; there is never an answer, so it is told as
+    one that is missing: who waits for an answer tries again, and goes on when the permission is given."""
+
+    exit_code: ClassVar[int] = CredentialsRefused.exit_code
 
 
 async def wait_for(awaited: Awaitable[T], timeout_s: float | None) -> T:
@@ -120,12 +136,18 @@ class Connection(nats.aio.client.Client):
         """Set when the session is over for good; `failure` says why, when it was not `close`."""
         self.established = False
         """Set by `runtime.bus.connect` when the session stands; hooks and the log are silent before."""
+        self.shown: Callable[[], Shown] | None = None
+        """Reads what is shown to the server, at each try to connect; it may raise a DefenderError."""
+        self.explain: Callable[[str, str], DefenderError] = _explained
+        """Makes the error for what the server does not let us do: publish or subscribe to a subject."""
         self._closing: asyncio.Task[None] | None = None
         self.taps: dict[int, Deliver] = {}
         """What `tap` made, by the subscription's number; for the parser."""
         self._replies: dict[bytes, asyncio.Future[Reply]] = {}
         self._several: dict[bytes, list[Reply]] = {}
         self._acks: dict[bytes, _Acks] = {}
+        self._asked: dict[bytes, str | list[Message]] = {}
+        """On which subject, or with which messages, each open reply was asked for."""
         self._tokens = itertools.count(1)
         self._inbox = b""
         self._prefix_length = 0
@@ -154,9 +176,53 @@ class Connection(nats.aio.client.Client):
             raise Disconnected(f"not connected to {self.where}: nothing can be published")
         # SUB and UNSUB are dropped: nats-py subscribes anew when it is connected again.
 
+    async def _connect_to_server(self, server: Any) -> None:
+        if self.shown is not None:
+            try:
+                self._show(self.shown())
+            except DefenderError as error:
+                raise NatsError(str(error)) from error  # by any other nats-py would stop to reconnect
+        await super()._connect_to_server(server)
+
+    def _show(self, shown: Shown) -> None:
+        if shown.tls is not None:
+            self.options["tls"] = shown.tls
+        key = shown.key
+        if key is not None:
+            self._auth_configured = True
+            self._signature_cb = key.signature
+            self._public_nkey = key.public
+            self._user_jwt_cb = (lambda: bytearray(key.jwt.encode())) if key.jwt else None
+
     async def _process_connect_init(self) -> None:
         self._drop_pending()
-        await super()._process_connect_init()
+        try:
+            await super()._process_connect_init()
+        except (OSError, NatsError, TimeoutError):
+            self._abort()  # nats-py forgets the socket of a handshake that failed, open as it is
+            raise
+
+    async def _process_err(self, err_msg: str) -> None:
+        # nats-py passes it on in lower case; its parser still has the line as the server wrote it
+        refused = _REFUSED.search(bytes(self._ps.buf))
+        if refused is not None:
+            self._refuse(refused[1].lower(), refused[2].decode(errors="replace"))
+        elif self.established:
+            # nats-py would close for good, when a user's JWT expires for example
+            await self._process_op_err(NatsError(f"nats: {err_msg.strip(chr(39))}"))
+        else:
+            await super()._process_err(err_msg)
+
+    def _refuse(self, verb: bytes, subject: str) -> None:
+        """The requests that will have no answer fail at once."""
+        is_publish = verb == b"publish"
+        error = self.explain("publish" if is_publish else "subscribe to", subject)
+        is_deaf = not is_publish and self._inbox.startswith(subject.partition(".")[0].encode() + b".")
+        for token, future in list(self._replies.items()):
+            asked = self._asked[token]
+            concerned = asked == subject if isinstance(asked, str) else any(m[0] == subject for m in asked)
+            if not future.done() and (is_deaf or (is_publish and concerned)):
+                future.set_exception(error)
 
     async def _process_op_err(self, e: Exception) -> None:
         self._abort()
@@ -218,7 +284,7 @@ class Connection(nats.aio.client.Client):
     def ask(self, subject: str, payload: bytes = b"", headers: bytes = b"") -> asyncio.Future[Reply]:
         """Send a request; the future brings the reply, or Disconnected. Cancel it when it is not wanted."""
         self._require_fits(payload)
-        token, future = self._expect()
+        token, future = self._expect(subject)
         reply = self._inbox + b"." + token
         if headers:
             self._write_asked(future, frame_hpub(subject.encode(), headers, payload, reply))
@@ -239,7 +305,7 @@ class Connection(nats.aio.client.Client):
         self, subject: str, payload: bytes = b"", *, timeout_s: float = 5.0
     ) -> list[Reply]:
         """A request with many replies, up to an empty one with a status: that one ends the list."""
-        token, future = self._expect()
+        token, future = self._expect(subject)
         self._several[token] = []
         self._write_asked(future, frame_pub(subject.encode(), payload, self._inbox + b"." + token))
         try:
@@ -272,7 +338,7 @@ class Connection(nats.aio.client.Client):
         store of its own on disk, 1.6 ms of its time.
         """
         self._require_fits(max((message[2] for message in messages), key=len))
-        token, stored = self._expect()
+        token, stored = self._expect(messages)
         self._acks[token] = _Acks(len(messages), stored, repeats)
         stored.add_done_callback(lambda _: self._acks.pop(token, None))
         self._write_asked(stored, frames_stored(messages, self._inbox + b"." + token))
@@ -306,12 +372,16 @@ class Connection(nats.aio.client.Client):
                 "raise it, or lower REPORT_BYTES_MAX"
             )
 
-    def _expect(self) -> tuple[bytes, asyncio.Future[Reply]]:
+    def _expect(self, asked: str | list[Message]) -> tuple[bytes, asyncio.Future[Reply]]:
         token = b"%d" % next(self._tokens)
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._replies[token] = future
-        future.add_done_callback(lambda _: self._replies.pop(token, None))
+        self._replies[token], self._asked[token] = future, asked
+        future.add_done_callback(lambda _: self._forget(token))
         return token, future
+
+    def _forget(self, token: bytes) -> None:
+        self._replies.pop(token, None)
+        self._asked.pop(token, None)
 
     def _write_asked(self, future: asyncio.Future[Reply], frames: bytes) -> None:
         try:
@@ -378,6 +448,10 @@ class _Acks:
         self._left -= 1
         if self._left == 0:
             self._stored.set_result(None)
+
+
+def _explained(verb: str, subject: str) -> DefenderError:
+    return PermissionRefused(f"the NATS server does not let us {verb} {subject}")
 
 
 async def within(future: asyncio.Future[T], timeout_s: float, what: str) -> T:

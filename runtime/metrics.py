@@ -27,6 +27,7 @@ from prometheus_client.registry import Collector
 
 from runtime import __version__
 from runtime.counters import LATENCY_BOUNDS_MS, Board, Counter
+from runtime.deletion_cost import DeletionCost, Outcome
 from runtime.fleet_metrics import FleetCollector, HandoffCollector, Leading, LeadingCollector
 from runtime.fleet_watch import FleetWatch
 from runtime.tally import Tally
@@ -49,7 +50,8 @@ class PodState:
 
     ``lease_renewed_ns`` is the start of the request that renewed the lease last (CLOCK_MONOTONIC), 0 while
     none is held. ``rebuild_s`` is the time from the partitions' acquisition until all workers had rebuilt.
-    ``tally`` counts what came and went; ``leader`` is the pod's candidate, None before it stands.
+    ``tally`` counts what came and went; ``leader`` is the pod's candidate, None before it stands;
+    ``deletion_cost`` keeps the pod's annotation.
     """
 
     pod: str
@@ -66,6 +68,7 @@ class PodState:
     worker_restarts: dict[int, int] = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)
     leader: Leading | None = None
+    deletion_cost: DeletionCost | None = None
 
     def lease_age_s(self, now_ns: int) -> float | None:
         """Seconds since the lease was renewed, None while none is held."""
@@ -186,6 +189,24 @@ class _PodCollector(Collector):
         yield _total(
             "defender_epoch_changes", "Partitions acquired, each by a new epoch.", state.epoch_changes
         )
+        yield from self._of_annotation()
+
+    def _of_annotation(self) -> Iterator[Metric]:
+        kept = self._state.deletion_cost
+        value = GaugeMetricFamily(
+            "defender_pod_deletion_cost", "Of the pod's annotation; a scale-down takes the lowest first."
+        )
+        if kept is not None and kept.written is not None:
+            value.add_metric([], kept.written)
+        yield value
+        requests = CounterMetricFamily(
+            "defender_pod_deletion_cost_requests",
+            "Requests to the API server to set the annotation.",
+            labels=["outcome"],
+        )
+        for outcome in Outcome:
+            requests.add_metric([outcome.value], kept.requests[outcome] if kept is not None else 0)
+        yield requests
 
     def _totals(self) -> Iterator[Metric]:
         for counter, name, meaning in _TOTALS:

@@ -40,6 +40,7 @@ async def run(settings: Settings, board: Board, status: PodStatus, on_port: Call
         state.rebuild_s, state.claims = status.rebuild_s, status.claims
         state.renewals, state.epoch_changes = status.renewals, status.tally.acquired
         state.tally, state.leader = status.tally, status.leader
+        state.deletion_cost = status.deletion_cost
         if status.pool is not None:
             state.worker_restarts = {h.index: h.restarts for h in status.pool.handles}
 

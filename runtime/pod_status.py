@@ -15,6 +15,7 @@ from runtime.tally import Tally
 if TYPE_CHECKING:
     from runtime.bus import Connection
     from runtime.config import Settings
+    from runtime.deletion_cost import DeletionCost
     from runtime.fleet_view import FleetView
     from runtime.identity import Lease
     from runtime.leader import Leader
@@ -44,17 +45,29 @@ class PodStatus:
         self.lease: Lease | None = None
         self.pool: Pool | None = None
         self.steward: Steward | None = None
+        self.deletion_cost: DeletionCost | None = None
 
     def hold(self, lease: Lease) -> None:
         """An ID is held."""
         self.lease, self.state, self.standby = lease, State.ACTIVE, ""
         self.claims += 1
+        self._tell_cost()
+
+    def stand_by(self, reason: str) -> None:
+        """No ID is held, for this reason."""
+        self.state, self.standby = State.STANDBY, reason
+        self._tell_cost()
 
     def let_go(self) -> None:
         """No ID is held any more, and the workers have left: their gauges are no longer true."""
         self.lease = self.pool = self.steward = None
         for index in range(self.board.workers):
             self.board.worker(index).reset_gauges()
+        self._tell_cost()
+
+    def _tell_cost(self) -> None:
+        if self.deletion_cost is not None:
+            self.deletion_cost.want(self.stable_id)
 
     def rebuilt(self, word: pipes.Serving) -> None:
         """A worker serves partitions."""

@@ -30,6 +30,7 @@ from runtime.bus import TRANSIENT, Connection, backoff_s, connect
 from runtime.config import Settings
 from runtime.control import Absent, Accepted, Listener, Refused
 from runtime.counters import Board
+from runtime.deletion_cost import DeletionCost
 from runtime.departure import Departure
 from runtime.errors import DefenderError, Fenced, InputError
 from runtime.fleet_view import FleetView
@@ -153,6 +154,8 @@ class Supervisor:
         try:
             await listener.start()
             self._start(self._load())
+            self.status.deletion_cost = DeletionCost(settings, os.environ, self._random)
+            self._start(self.status.deletion_cost.run())
             leader.begin()
             while True:
                 await self._hold(await self._claim(view))
@@ -177,7 +180,7 @@ class Supervisor:
         settings = self._settings
 
         def on_standby(reason: Standby) -> None:
-            self.status.state, self.status.standby = State.STANDBY, reason
+            self.status.stand_by(reason)
             self._log.info("standby", reason=reason)
             self._start(self._beat())
 

@@ -305,7 +305,7 @@ def _compared(results: Sequence[Result]) -> Iterator[str]:
     lost, doubled = (sum(getattr(result, field) for result in results) for field in ("lost", "doubled"))
     reports = sum(result.reports for result in results)
     good = sum(words.is_good(result) for result in results)
-    fleets = "; ".join(dict.fromkeys(words.fleet(result) for result in results))
+    fleets = words.sizes(results)
     yield (
         f"<header><p class='eyebrow'>Defender lab · comparison of {words.count(len(results), 'run')} "
         f"{_pill(good == len(results), 'all as promised', f'{len(results) - good} not as promised')}</p>"

@@ -36,6 +36,7 @@ async def run(
     broken: str = "",
     keep: bool = False,
     is_cold: bool = False,
+    settled_s_max: float = SETTLED_S_MAX,
     promises: budget.Budget | None = None,
     on_now: OnNow | None = None,
 ) -> Result:
@@ -44,14 +45,15 @@ async def run(
 
     A run that breaks off (an error, a cancellation) gives the result of what was seen until then; the error
     is in its notes, and is raised only when nothing was seen. Unless *keep*, the server's store is removed.
-    With *is_cold* each pod is a new interpreter, and not forked from a warm image.
+    With *is_cold* each pod is a new interpreter, and not forked from a warm image. What is not judged
+    *settled_s_max* after the load's end is lost.
     """
     out.mkdir(parents=True, exist_ok=True)
     scenario = _suited(scenario, identity)
     stage: Stage | None = None
     try:
         async with staged(scenario, identity, out, broken, is_cold=is_cold) as stage:
-            playing = _Run(stage, on_now)
+            playing = _Run(stage, on_now, settled_s_max)
             telling = asyncio.create_task(playing.tell())
             try:
                 seen = await playing.play()
@@ -73,8 +75,8 @@ def _suited(scenario: Scenario, identity: Identity) -> Scenario:
 
 
 class _Run:
-    def __init__(self, stage: Stage, on_now: OnNow | None) -> None:
-        self.stage, self.on_now = stage, on_now
+    def __init__(self, stage: Stage, on_now: OnNow | None, settled_s_max: float) -> None:
+        self.stage, self.on_now, self.settled_s_max = stage, on_now, settled_s_max
         self.begun_ns = time.time_ns()
         self.load_begun_ns = self.load_ended_ns = 0
         self.rate_sustained = 0.0
@@ -112,12 +114,12 @@ class _Run:
     async def _told(self, broke: str) -> Result:
         stage = self.stage
         self.step = "what waits is judged"
-        produced = await stage.producers.finish(SETTLED_S_MAX)
+        produced = await stage.producers.finish(self.settled_s_max)
         self.load_ended_ns = time.time_ns()
         if broke:
             stage.notes.append(f"the run broke off: {broke}")
         try:
-            waits = await stage.following.finish(SETTLED_S_MAX, until_settled=not broke)
+            waits = await stage.following.finish(self.settled_s_max, until_settled=not broke)
         except NotInTime as error:
             stage.notes.append(str(error))
             waits = await stage.following.finish(0.0, until_settled=False)

@@ -18,6 +18,7 @@ from runtime.cli import (
     lab,
     load,
     operate,
+    permissions,
     publish,
     ring,
     specs,
@@ -53,6 +54,7 @@ app.add_typer(specs.app, name="specs")
 app.add_typer(history.app, name="history")
 app.add_typer(lab.app, name="lab")
 app.command()(init.init)
+app.command()(permissions.permissions)
 app.command()(basics.config)
 app.command()(basics.schema)
 app.command()(basics.warm)

@@ -34,6 +34,7 @@ UNUSUAL = {
     "max_defenders": "1",
     "identity": "ordinal",
     "ring_join": "manual",
+    "pod_deletion_cost": "off",
     "history": "cassandra",
     "id_range": "3-7",
     "log_format": "json",

@@ -198,7 +198,7 @@ class KubeApi:
         if shutil.which("openssl") is None:
             raise LabError("the API server's certificates are made by openssl, which is not here: install it")
         self.folder.mkdir(parents=True, exist_ok=True)
-        # a CA that does not say what its key is for, as many clusters have: Python 3.13's strictness refuses it
+        # A CA that does not say what its key is for, as many clusters have; Python 3.13 would be stricter.
         (self.folder / "names").write_text(f"subjectAltName=IP:{HOST},DNS:kubernetes.default.svc\n")
         new_ca = ("req", "-x509", *_KEY, "-subj", "/CN=kubernetes", "-days", _DAYS)
         self._openssl(*new_ca, "-keyout", "ca.key", "-out", "ca.crt")

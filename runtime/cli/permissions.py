@@ -1,4 +1,4 @@
-"""``defender permissions``: what each kind of user must be let to do at the NATS server, for its configuration.
+"""``defender permissions``: what each kind of user must be let to do at the NATS server, for its own file.
 
 It follows the settings: other names of streams and buckets, or more partitions, make other permissions.
 """

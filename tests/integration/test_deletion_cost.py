@@ -81,8 +81,8 @@ async def test_the_annotation_follows_the_id_and_nothing_else_of_the_pod_changes
         async with kept(api) as one:
             for stable_id in (None, "defender-3", "defender-0", None):
                 one.want(stable_id)
-                await is_set(api, cost(stable_id))
-            assert one.written == COST_IDLE
+                await until(lambda stable_id=stable_id: one.written == cost(stable_id))
+                assert api.cost_of(POD.pod_name) == cost(stable_id)
             assert one.requests == {Outcome.SET: 4, Outcome.REFUSED: 0, Outcome.UNANSWERED: 0}
         after = dict(api.pods[POD.pod_name])
         assert after["annotations"].pop(ANNOTATION) == "-1"
@@ -202,19 +202,18 @@ async def test_a_pod_that_does_not_know_its_name_or_uid_writes_on_no_other(
 async def test_one_that_keeps_silent_takes_its_time_and_the_loop_turns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deletion_cost, "REQUEST_S", 0.3)
+    monkeypatch.setattr(deletion_cost, "REQUEST_S", 1.0)
     async with KubeApi(tmp_path) as api:
         api.add(POD)
         api.is_silent = True
         async with kept(api) as one:
             one.want("defender-3")
-            late_s, end_s = 0.0, time.monotonic() + 0.9
-            while time.monotonic() < end_s:
+            late_s = 0.0
+            while one.requests[Outcome.UNANSWERED] < 2:
                 asleep_s = time.monotonic()
                 await asyncio.sleep(0.002)
                 late_s = max(late_s, time.monotonic() - asleep_s)
-            assert one.requests[Outcome.UNANSWERED] >= 2
-            assert late_s < 0.1, f"the loop stood for {late_s:.3f} s"
+            assert late_s < 0.5, f"the loop stood for {late_s:.3f} s"
             api.is_silent = False
             await is_set(api, cost("defender-3"))
 

@@ -81,7 +81,7 @@ def test_a_cluster_of_ipv6_has_its_address_in_brackets_and_a_port_must_be_one() 
 
 @pytest.mark.parametrize("changes", [{"identity": Identity.ORDINAL}, {"pod_deletion_cost": "off"}, {}])
 async def test_where_there_is_nothing_to_say_the_task_ends_and_asks_nobody(
-    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A StatefulSet; the setting; no cluster."""
     monkeypatch.setattr(deletion_cost.ApiServer, "patch_pod", None)
@@ -92,6 +92,7 @@ async def test_where_there_is_nothing_to_say_the_task_ends_and_asks_nobody(
     await kept.run()
     assert kept.written is None
     assert not any(kept.requests.values())
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

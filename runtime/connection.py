@@ -59,6 +59,7 @@ from runtime.parser import HotParser  # noqa: E402  (imports nats, which must no
 TOUCHED: Final = (
     "_auth_configured",
     "_connect_to_server",
+    "_error_cb",
     "_flush_queue",
     "_max_payload",
     "_pending",
@@ -209,7 +210,9 @@ class Connection(nats.aio.client.Client):
             self._refuse(refused[1].lower(), refused[2].decode(errors="replace"))
         elif self.established:
             # nats-py would close for good, when a user's JWT expires for example
-            await self._process_op_err(NatsError(f"nats: {err_msg.strip(chr(39))}"))
+            error = NatsError(f"nats: {err_msg.strip(chr(39))}")
+            await self._error_cb(error)
+            await self._process_op_err(error)
         else:
             await super()._process_err(err_msg)
 

@@ -46,7 +46,12 @@ def environment(settings: Settings) -> dict[str, str]:
         for name in settings.__struct_fields__
         if getattr(settings, name) != getattr(usual, name)
     }
-    foreign = {name: value for name, value in os.environ.items() if name not in OURS}
+    # A lab in a pod of its own has an API server around it that is none of its pods' business.
+    foreign = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in OURS and not name.startswith("KUBERNETES_SERVICE_")
+    }
     if "NUMBA_CACHE_DIR" in os.environ:  # a setting of ours, and of this machine, too
         foreign["NUMBA_CACHE_DIR"] = os.environ["NUMBA_CACHE_DIR"]
     return foreign | chosen

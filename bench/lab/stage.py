@@ -23,6 +23,7 @@ from bench.lab.controllers import Controller, Deployment, StatefulSet
 from bench.lab.errors import LabError, NotInTime
 from bench.lab.follower import Following
 from bench.lab.image import Image
+from bench.lab.kube_api import KubeApi
 from bench.lab.kubelet import Kubelet
 from bench.lab.load import SPECS, Producers
 from bench.lab.observer import Observer
@@ -48,6 +49,8 @@ PODS_MAX: Final = 256
 """That a run may start where each has a proxy of its own."""
 STORE: Final = "nats-server"
 COMMAND_S_MAX: Final = 60.0
+COSTS_TOLD_S_MAX: Final = 20.0
+"""Pods say it within seconds of a change, each at a time of its own: they do not ask all at once."""
 FIRST_REVISION: Final = "7c9f"
 _SMALL: Final = {"workers": 1, "cache_mb": 20, "window": 64, "history_depth": 256}
 """A pod's sizes unless the scenario says otherwise: dozens of them share one machine."""
@@ -91,6 +94,8 @@ class Stage:
         self.scenario, self.identity, self.out, self.broken = scenario, identity, out, broken_by
         self.is_cold = is_cold or bool(broken_by)  # one that is broken must not share its memory with another
         self.image: Image | None = None
+        self.api: KubeApi | None = None
+        """Where pods say what their deletion costs, when the scenario asks a Deployment to delete some."""
         self.random = random.Random(scenario.load.seed)
         self.controllers: list[Controller] = []
         self.pods: list[Pod] = []
@@ -137,6 +142,8 @@ class Stage:
             random=self.random,
             kubelet=self._kubelet,
         )
+        if self.api is not None and isinstance(made, Deployment):
+            made.deletion_cost = self.api.deletion_cost
         self.controllers.append(made)
         return made
 
@@ -147,7 +154,11 @@ class Stage:
             settings = msgspec.structs.replace(settings, nats_servers=proxy.url)
         argv = broken.argv(self.broken) if self.broken else ("-m", "runtime", "run")
         log_path = self.out / "pods" / f"{name}-{uid[:6]}.log"
-        pod = Pod(settings, argv=argv, log_path=log_path, image=self.image)
+        environ: dict[str, Any] = {}
+        if self.api is not None:
+            self.api.add(settings)
+            environ = self.api.environ
+        pod = Pod(settings, argv=argv, log_path=log_path, image=self.image, **environ)
         self.pods.append(pod)
         self.names[uid] = name
         self.of_uid[uid] = pod
@@ -164,6 +175,17 @@ class Stage:
         await until(lambda: not self._wrong(members), deadline_s=deadline_s, what=lambda: self._why(members))
         for controller in self.controllers:
             await controller.wait_ready(deadline_s=max(1.0, end - time.monotonic()))
+
+    async def costs_told(self) -> None:
+        """Until each pod has said what its deletion costs, where they do."""
+        api = self.api
+        if api is None:
+            return
+        await until(
+            lambda: all(api.cost_of(pod.settings.pod_name) is not None for pod in self.living),
+            deadline_s=COSTS_TOLD_S_MAX,
+            what="every pod says what its deletion costs",
+        )
 
     def _wrong(self, members: int | None) -> list[str]:
         found = self.observer.unsettled({pod.settings.pod_uid for pod in self.living})
@@ -257,6 +279,8 @@ class Stage:
         if self.cuts_off:
             for _ in range(PODS_MAX):
                 self._spare.append(await self._exits.enter_async_context(proxied(self.server.port)))
+        if self.identity is Identity.CLAIM and any(step.do == "scale" for step in self.scenario.steps):
+            self.api = await self._exits.enter_async_context(KubeApi(self.out / "kubernetes"))
         fleet = self.scenario.fleet
         # only claimed IDs can be taken over by a pod that stands by
         standbys = fleet.standbys if self.identity is Identity.CLAIM else 0

@@ -54,6 +54,8 @@ async def rolling_update(stage: Stage, step: Step) -> None:
 async def scale(stage: Stage, step: Step) -> None:
     """To another number of pods, all at once."""
     before, after = stage.main.replicas, _number(step.to)
+    if after < before:
+        await stage.costs_told()  # which of them go is the pods' word: the highest IDs
     async with stage.mark(f"{before} → {after}"):
         await stage.main.scale(after)
         await stage.steady(after)

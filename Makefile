@@ -47,6 +47,9 @@ lock: $(STAMP)  ## pins every version again, with hashes and without addresses
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url --no-annotate --extra dev --extra cassandra --extra bench --extra parquet --extra plot \
 	  pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-emit-index-url --no-annotate --extra cassandra -c requirements.lock \
+	  pyproject.toml -o deploy/docker/requirements.lock
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -169,16 +169,7 @@ async def _dial(
     }
     credentials.read(settings)
     connection.shown = partial(credentials.read, settings)
-    refused: set[str] = set()
-
-    def explain(verb: str, subject: str) -> PermissionRefused:
-        error = _permission_refused(settings, connection.where, verb, subject)
-        if str(error) not in refused:
-            refused.add(str(error))
-            _LOG.error("permission refused", cause=str(error))
-        return error
-
-    connection.explain = explain
+    connection.explain = _explaining(settings, connection)
     options = _options(settings)
     try:
         await connection.connect(name=name, **options, **hooks)
@@ -236,6 +227,20 @@ def _refusal(settings: Settings, error: Exception) -> DefenderError:
     if not settings.nats_tls_cert and any(url.startswith("tls:") for url in settings.servers):
         remedy += ", or give NATS_TLS_CERT and NATS_TLS_KEY if it asks for a certificate"
     return ServerUnreachable(f"{servers}: no NATS server answered: {cause}; {remedy}")
+
+
+def _explaining(settings: Settings, connection: Connection) -> Callable[[str, str], DefenderError]:
+    """Makes a connection's errors for what the server does not let us do; each is logged once."""
+    told: set[str] = set()
+
+    def explain(verb: str, subject: str) -> PermissionRefused:
+        error = _permission_refused(settings, connection.where, verb, subject)
+        if str(error) not in told:
+            told.add(str(error))
+            _LOG.error("permission refused", cause=str(error))
+        return error
+
+    return explain
 
 
 def _permission_refused(settings: Settings, where: str, verb: str, subject: str) -> PermissionRefused:

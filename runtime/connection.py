@@ -197,11 +197,7 @@ class Connection(nats.aio.client.Client):
 
     async def _process_connect_init(self) -> None:
         self._drop_pending()
-        try:
-            await super()._process_connect_init()
-        except (OSError, NatsError, TimeoutError):
-            self._abort()  # nats-py forgets the socket of a handshake that failed, open as it is
-            raise
+        await super()._process_connect_init()
 
     async def _process_err(self, err_msg: str) -> None:
         # nats-py passes it on in lower case; its parser still has the line as the server wrote it

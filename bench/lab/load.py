@@ -90,6 +90,11 @@ class Producers:
         self._check()
         return self._sum()
 
+    @property
+    def seen(self) -> Produced:
+        """What the producers last said, whatever has become of them."""
+        return self._sum()
+
     async def finish(self, deadline_s: float) -> Produced:
         """Publishes nothing new, waits until all that was published is stored, ends the producers.
 

@@ -114,7 +114,10 @@ class _Run:
     async def _told(self, broke: str) -> Result:
         stage = self.stage
         self.step = "what waits is judged"
-        produced = await stage.producers.finish(self.settled_s_max)
+        try:
+            produced = await stage.producers.finish(self.settled_s_max)
+        except LabError as error:  # a server without room, above all; what was seen is worth telling
+            broke, produced = broke or str(error), stage.producers.seen
         self.load_ended_ns = time.time_ns()
         if broke:
             stage.notes.append(f"the run broke off: {broke}")

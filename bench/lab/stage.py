@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import secrets
 import shutil
 import sys
 import time
@@ -77,12 +78,26 @@ def settings_of(scenario: Scenario, identity: Identity, server_url: str) -> Sett
         "TRACK": "blue",
         "LOG_FORMAT": "json",
         "HISTORY": fleet.history,
+        **_cassandra(fleet.history),
         **fleet.settings,
     }
     unknown = [name for name in given if name.lower() not in names]
     if unknown:
         raise SettingsError(unknown[0], "no such setting; defender config lists them")
     return load(given)
+
+
+def _cassandra(history: str) -> dict[str, str]:
+    """How the lab's own environment says to reach Cassandra. Raises LabError when it does not."""
+    if history != History.CASSANDRA.value:
+        return {}
+    found = {name: value for name, value in os.environ.items() if name.startswith("CASSANDRA_")}
+    if "CASSANDRA_CONTACT_POINTS" not in found:
+        raise LabError(
+            "the history is to be in Cassandra, and CASSANDRA_CONTACT_POINTS is not set: make cassandra "
+            "starts a node and says where"
+        )
+    return found
 
 
 class Stage:
@@ -265,6 +280,8 @@ class Stage:
         self.server = NatsServer(self.out / STORE, names=settings.names)
         await self.server.start_async()
         self.settings = settings_of(self.scenario, self.identity, self.server.url)
+        if self.settings.history is History.CASSANDRA:
+            await self._make_keyspace()
         self.connection = await connect(self.settings, "lab")
         await ensure(self.connection, self.settings)
         bucket = Bucket(self.connection, self.settings.nats_kv_chart_specs, random=self.random)
@@ -286,6 +303,13 @@ class Stage:
         standbys = fleet.standbys if self.identity is Identity.CLAIM else 0
         self._kubelet = await self._exits.enter_async_context(Kubelet())
         self.main = self.controller(fleet.defenders + standbys)
+
+    async def _make_keyspace(self) -> None:
+        """One of the run's own, which stays when the run has ended."""
+        keyspace = f"lab_{secrets.token_hex(4)}"
+        self.settings = msgspec.structs.replace(self.settings, cassandra_keyspace=keyspace)
+        await self.command("init")
+        self.notes.append(f"the history is in Cassandra's keyspace {keyspace}, which stays there")
 
     async def _keep_all_verdicts(self) -> None:
         """The audit reads every verdict of the run, of which a fleet keeps a chamber's last alone."""
@@ -335,13 +359,6 @@ async def staged(
     scenario: Scenario, identity: Identity, out: Path, broken_by: str, *, is_cold: bool
 ) -> AsyncIterator[Stage]:
     """A stage without pods yet."""
-    if scenario.fleet.history == History.CASSANDRA.value and not scenario.fleet.settings.get(
-        "CASSANDRA_CONTACT_POINTS"
-    ):
-        raise LabError(
-            "history = cassandra needs CASSANDRA_CONTACT_POINTS under [fleet.settings]: "
-            "make cassandra starts a node"
-        )
     stage = Stage(scenario, identity, out, broken_by, is_cold=is_cold)
     try:
         await stage.open()

@@ -71,6 +71,22 @@ class _Wire(LibevConnection):  # type: ignore[misc]  # the driver has no types
     in_buffer_size = out_buffer_size = 65_536
 
 
+def _wire(settings: Settings) -> type[_Wire]:
+    """Connections that read the TLS files anew each, so that rotated ones are met without a restart: the
+    driver keeps a cluster's one context for as long as the cluster is open."""
+
+    class Renewed(_Wire):
+        def _wrap_socket_from_context(self) -> ssl.SSLSocket:
+            try:
+                self.ssl_context = _tls(settings)
+            except SettingsError as error:  # half-written; the driver tries again after an OSError
+                raise ssl.SSLError(ssl.SSL_ERROR_SSL, f"[SSL] {error}") from error
+            wrapped: ssl.SSLSocket = super()._wrap_socket_from_context()
+            return wrapped
+
+    return Renewed
+
+
 def open_cluster(settings: Settings, *, keyspace: bool = True) -> tuple[Cluster, Session]:
     """Connects; blocks for up to CASSANDRA_TIMEOUT_S a contact point, so it is called in a thread.
 
@@ -115,7 +131,7 @@ def _cluster(settings: Settings) -> Cluster:
         port=points[0][1],  # of nodes that say none themselves (before Cassandra 4)
         protocol_version=PROTOCOL,
         sockopts=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
-        connection_class=_Wire,
+        connection_class=_wire(settings) if settings.cassandra_tls_ca else _Wire,
         execution_profiles={EXEC_PROFILE_DEFAULT: profile},
         reconnection_policy=ExponentialReconnectionPolicy(
             RECONNECT_FIRST_S, RECONNECT_MOST_S, max_attempts=None

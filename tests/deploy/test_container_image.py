@@ -37,7 +37,8 @@ def instructions() -> list[tuple[str, str]]:
 def stage(number: int) -> list[tuple[str, str]]:
     """The instructions of one stage, from its FROM on."""
     begins = [at for at, (name, _) in enumerate(instructions()) if name == "FROM"]
-    return instructions()[begins[number] : [*begins, None][number + 1]]
+    at = range(len(begins))[number]
+    return instructions()[begins[at] : [*begins, None][at + 1]]
 
 
 def of(found: list[tuple[str, str]], name: str) -> list[str]:

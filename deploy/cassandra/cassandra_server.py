@@ -250,8 +250,12 @@ class CassandraServer:
         self._end(signal.SIGKILL)
 
     def freeze(self) -> None:
-        """SIGSTOP: it accepts connections (the kernel does) and answers nothing, until `thaw`."""
+        """SIGSTOP: it accepts connections (the kernel does) and answers nothing, until `thaw`.
+
+        Returns when all of its threads stand still: a busy one may answer until then.
+        """
         os.kill(self.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
 
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)

@@ -9,6 +9,7 @@ import asyncio
 import multiprocessing
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,7 @@ from typing import Any, Final
 
 from runtime import log
 from runtime.config import History, Settings
+from runtime.errors import InputError
 
 _WORKER: Final = "runtime.worker"
 _CASSANDRA: Final = "runtime.history.cassandra"
@@ -59,7 +61,17 @@ class Start:
 
 
 def start_server(settings: Settings) -> None:
-    """Starts the fork server, which loads the kernels while the supervisor goes on with its claim."""
+    """Starts the fork server, which loads the kernels while the supervisor goes on with its claim.
+
+    Raises InputError where its socket has no place.
+    """
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        raise InputError(
+            "no folder for temporary files can be written, and workers are asked for by a socket there: "
+            "mount an emptyDir at /tmp, or point TMPDIR at a folder"
+        ) from None
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # importing numpy would start threads
     if settings.numba_cache_dir:
         os.environ["NUMBA_CACHE_DIR"] = settings.numba_cache_dir

@@ -48,6 +48,8 @@ def test_no_defender_keeps_anything_on_a_disk(overlay: Path) -> None:
         for container in pod_of(workload)["containers"]:
             written = [mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")]
             assert written in ([], ["/tmp"])
+            parts = [mount for mount in container["volumeMounts"] if "subPath" in mount]
+            assert not parts, "what is mounted by a subPath is never renewed"
 
 
 @every_overlay

@@ -123,11 +123,13 @@ async def test_the_paths_that_are_asked_for_are_served() -> None:
             (container,) = pod_of(workload)["containers"]
             paths |= {container[f"{kind}Probe"]["httpGet"]["path"] for kind in PROBES}
     server = await serve("127.0.0.1", 0, Well(), Well(), lambda: None)
-    async with aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as session:
-        for path in paths:
-            async with session.get(path) as answer:
-                assert answer.status == 200, path
-    await server.close()
+    try:
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as session:
+            for path in paths:
+                async with session.get(path) as answer:
+                    assert answer.status == 200, path
+    finally:
+        await server.close()
 
 
 @every_overlay
